@@ -1,0 +1,2 @@
+//! Networks, algorithms and robust regularisers.
+pub mod nn;
