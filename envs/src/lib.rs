@@ -3,8 +3,10 @@
 //! Arrays are plain and contiguous, in the order `[time, slot, agent, feature]`. An [`Environment`] writes into the
 //! caller's buffers; a [`Policy`] chooses actions.
 
+pub mod control;
 pub mod environment;
 pub mod error;
+pub mod particle;
 pub mod reward_fn;
 pub mod rollout;
 pub mod seed;
