@@ -11,7 +11,7 @@ use super::{require_all, require_horizon};
 use crate::environment::invalid_index;
 use crate::{Actions, AgentSpec, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
 
-const NAME: &str = "cartpole";
+const NAME: &str = "cart_pole";
 
 /// How the equations of motion are integrated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
