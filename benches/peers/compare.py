@@ -53,8 +53,11 @@ def peer_commands(group, options):
     return commands
 
 
-def run(command, failures):
-    """The result lines that a command prints. A failing command is noted in `failures`."""
+def run(command, clock, failures):
+    """The result lines that a command prints. A failing command is noted in `failures`.
+
+    Ends the program at the first result that cannot be compared, before more time is spent.
+    """
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         failures.append(f"exit status {done.returncode}: {shlex.join(command)}")
@@ -67,6 +70,11 @@ def run(command, failures):
         except json.JSONDecodeError:
             continue
         if isinstance(result, dict) and {"peer", "case", "value", "unit"} <= result.keys():
+            name = f"{result['peer']} {result['case']}"
+            if result["unit"] not in LARGER_IS_BETTER:
+                sys.exit(f"{name}: unknown unit {result['unit']!r}")
+            if clock == "cpu" and "cpu_value" not in result:
+                sys.exit(f"{name}: no cpu_value; use --clock wall")
             results.append(result)
     if done.returncode == 0 and not results:
         failures.append(f"no result lines: {shlex.join(command)}")
@@ -102,17 +110,10 @@ def collect(results, clock):
     values, units = {}, {}
     for result in results:
         case, unit = result["case"], result["unit"]
-        if unit not in LARGER_IS_BETTER:
-            sys.exit(f"{result['peer']} {case}: unknown unit {unit!r}")
         if units.setdefault(case, unit) != unit:
             sys.exit(f"{case}: units {units[case]!r} and {unit!r} do not match")
-        if clock == "cpu":
-            if "cpu_value" not in result:
-                sys.exit(f"{result['peer']} {case}: no cpu_value; use --clock wall")
-            value = result["cpu_value"]
-        else:
-            value = result["value"]
-        values.setdefault((case, result["peer"]), []).append(float(value))
+        value = float(result["cpu_value" if clock == "cpu" else "value"])
+        values.setdefault((case, result["peer"]), []).append(value)
     return values, units
 
 
@@ -189,7 +190,9 @@ def main():
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="which time to compare by"
     )
-    parser.add_argument("--output", type=Path, help="also write all result lines and the table here")
+    parser.add_argument(
+        "--output", type=Path, help="also write all result lines and the table here"
+    )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -206,7 +209,7 @@ def main():
         for round_number in range(options.rounds):
             print(f"{group}: round {round_number + 1} of {options.rounds}", file=sys.stderr)
             for command in [our_commands[group], *peer_commands(group, options)]:
-                results += run(command, failures)
+                results += run(command, options.clock, failures)
 
     values, units = collect(results, options.clock)
     rows, unmatched = table(values, units)
