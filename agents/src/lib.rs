@@ -1,2 +1,5 @@
 //! Networks, algorithms and robust regularisers.
+pub mod error;
 pub mod nn;
+
+pub use error::AgentError;

@@ -1,1 +1,20 @@
-//! Networks for control.
+//! Networks for control: fused kernels, distributions, the optimiser and normalisers.
+//!
+//! [`Mlp`] is the one network of control agents. It computes outputs, weight gradients and input gradients with kernels
+//! whose results have the same bits for every batch size and every set of vector instructions. Losses that are hot have a
+//! closed form in [`distribution`]; any other loss can be composed of dfdx operations over the network as one node.
+
+mod activation;
+pub mod distribution;
+mod init;
+mod kernel;
+mod mlp;
+mod optimizer;
+mod tensors;
+
+pub use activation::Activation;
+pub use distribution::categorical;
+pub use kernel::{Isa, isa, set_isa};
+pub use mlp::{Mlp, Trace, Workspace};
+pub use optimizer::{Adam, AdamConfig, clip_scale, squared_norm};
+pub use tensors::NamedTensor;
