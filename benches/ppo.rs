@@ -102,11 +102,8 @@ fn main() {
 fn ernie_cost(json: bool) {
     let env = EnvConfig::SimpleSpread(SimpleSpreadConfig::default());
     let config = PpoConfig { rollout_steps: 128, minibatch_size: 1024, epochs: 4, critic: Critic::Local, ..PpoConfig::default() };
-    let with = |steps: usize| {
-        RegularizerConfig::Lipschitz(LipschitzConfig { steps, warmup_fraction: 0.0, ..LipschitzConfig::default() })
-    };
-    let mut runs: Vec<Run> =
-        [None, Some(with(1)), Some(with(5))].iter().map(|r| Run::new(&env, 32, &config, r.as_ref())).collect();
+    let with = |steps: usize| RegularizerConfig::Lipschitz(LipschitzConfig { steps, warmup_fraction: 0.0, ..LipschitzConfig::default() });
+    let mut runs: Vec<Run> = [None, Some(with(1)), Some(with(5))].iter().map(|r| Run::new(&env, 32, &config, r.as_ref())).collect();
     let mut times = vec![Vec::new(); runs.len()];
     runs.iter_mut().for_each(Run::collect);
     for repetition in 0..12 {

@@ -4,7 +4,9 @@ use steadfast_envs::{ActMode, Rng, Space};
 
 use crate::AgentError;
 use crate::nn::categorical::{self, CategoricalWork};
-use crate::nn::{gaussian, squashed, squared_l2};
+use crate::nn::distance::squared_l2;
+use crate::nn::gaussian::{self, GaussianWork, KlGradients};
+use crate::nn::squashed_gaussian::{self, ActionBox, SquashedWork};
 
 /// How far apart two outputs of a policy are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -33,10 +35,8 @@ pub enum PolicyHead {
     Squashed {
         /// Logarithms of the deviations before tanh, `[width]`.
         log_std: Vec<f32>,
-        /// Lower limits of actions, `[width]`.
-        low: Vec<f32>,
-        /// Upper limits of actions, `[width]`.
-        high: Vec<f32>,
+        /// The box of actions.
+        bounds: ActionBox,
     },
 }
 
@@ -57,6 +57,10 @@ pub struct Evaluation {
     /// `[rows]`.
     pub entropy: Vec<f32>,
     categorical: CategoricalWork,
+    gaussian: GaussianWork,
+    squashed: SquashedWork,
+    pre: Vec<f32>,
+    d_log_prob: Vec<f32>,
 }
 
 impl PolicyHead {
@@ -68,14 +72,7 @@ impl PolicyHead {
         match space {
             Space::Discrete { n } => Ok(Self::Categorical { n: *n }),
             Space::Box { low, high } if squashed => {
-                if low.iter().chain(high).any(|v| !v.is_finite()) {
-                    return Err(AgentError::Config {
-                        field: "continuous_policy".into(),
-                        expected: "\"gaussian\": the action space is unbounded".to_string(),
-                        got: "\"squashed_gaussian\"".to_string(),
-                    });
-                }
-                Ok(Self::Squashed { log_std: vec![initial_log_std; low.len()], low: low.clone(), high: high.clone() })
+                Ok(Self::Squashed { log_std: vec![initial_log_std; low.len()], bounds: ActionBox::new(low, high)? })
             }
             Space::Box { low, .. } => Ok(Self::Gaussian { log_std: vec![initial_log_std; low.len()] }),
         }
@@ -118,40 +115,57 @@ impl PolicyHead {
         }
     }
 
-    /// Chooses the action vector of one row.
+    /// Chooses the action vector of one row. `room` is overwritten.
     ///
     /// # Panics
     /// If the actions are discrete.
-    pub fn choose_vector(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng, action: &mut [f32]) {
+    pub fn choose_vector(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng, action: &mut [f32], room: &mut Evaluation) {
         let width = self.width();
         let mean = &outputs[row * width..(row + 1) * width];
-        match (self, mode) {
-            (Self::Categorical { .. }, _) => panic!("a discrete head chooses indices"),
-            (Self::Gaussian { log_std }, ActMode::Sample) => gaussian::sample(mean, log_std, rng, action),
-            (Self::Gaussian { .. }, ActMode::Greedy) => action.copy_from_slice(mean),
-            (Self::Squashed { log_std, low, high }, ActMode::Sample) => squashed::sample(mean, log_std, low, high, rng, action),
-            (Self::Squashed { low, high, .. }, ActMode::Greedy) => squashed::mode(mean, low, high, action),
-        }
+        match self {
+            Self::Categorical { .. } => panic!("a discrete head chooses indices"),
+            Self::Gaussian { log_std } => match mode {
+                ActMode::Sample => gaussian::sample(mean, log_std, rng, action),
+                ActMode::Greedy => gaussian::greedy(mean, log_std, action),
+            },
+            Self::Squashed { log_std, bounds } => {
+                room.pre.resize(width, 0.0);
+                let (pre, work) = (&mut room.pre[..width], &mut room.squashed);
+                match mode {
+                    ActMode::Sample => squashed_gaussian::sample(mean, log_std, bounds, rng, pre, action, work),
+                    ActMode::Greedy => squashed_gaussian::greedy(mean, log_std, bounds, pre, action, work),
+                }
+            }
+        };
     }
 
-    /// Log-probabilities of the chosen actions and entropies, into `out`.
+    /// Log-probabilities of the chosen actions and entropies, into `out`. The entropy of a squashed policy is its
+    /// one-sample estimate, the negative log-probability.
     pub fn evaluate(&self, outputs: &[f32], rows: usize, chosen: ActionRows<'_>, out: &mut Evaluation) {
         out.log_prob.resize(rows, 0.0);
         out.entropy.resize(rows, 0.0);
-        let Evaluation { log_prob, entropy, categorical } = out;
         match self {
-            Self::Categorical { n } => categorical::evaluate(outputs, rows, *n, chosen.indices, log_prob, entropy, categorical),
-            Self::Gaussian { log_std } => gaussian::evaluate(outputs, log_std, rows, chosen.vectors, log_prob, entropy),
-            Self::Squashed { log_std, low, high } => squashed::evaluate(outputs, log_std, low, high, rows, chosen.vectors, log_prob, entropy),
+            Self::Categorical { n } => {
+                categorical::evaluate(outputs, rows, *n, chosen.indices, &mut out.log_prob, &mut out.entropy, &mut out.categorical);
+            }
+            Self::Gaussian { log_std } => {
+                gaussian::evaluate(outputs, log_std, rows, chosen.vectors, &mut out.log_prob, &mut out.entropy, &mut out.gaussian);
+            }
+            Self::Squashed { log_std, bounds } => {
+                out.pre.resize(rows * bounds.len(), 0.0);
+                squashed_gaussian::inverse(bounds, chosen.vectors, &mut out.pre);
+                squashed_gaussian::evaluate(outputs, log_std, bounds, rows, &out.pre, &mut out.log_prob, &mut out.squashed);
+                out.entropy.iter_mut().zip(&out.log_prob).for_each(|(e, l)| *e = -l);
+            }
         }
     }
 
-    /// Adds the gradient of `Σ d_log_prob · log_prob + d_entropy · entropy` to `d_outputs` and `d_log_std`.
+    /// Adds the gradient of `Σ d_log_prob · log_prob + d_entropy · entropy` of the last [`PolicyHead::evaluate`] to
+    /// `d_outputs` and `d_log_std`.
     pub fn backward(
         &self,
-        outputs: &[f32],
         chosen: ActionRows<'_>,
-        evaluation: &Evaluation,
+        evaluation: &mut Evaluation,
         d_log_prob: &[f32],
         d_entropy: &[f32],
         d_outputs: &mut [f32],
@@ -159,11 +173,11 @@ impl PolicyHead {
     ) {
         match self {
             Self::Categorical { .. } => categorical::backward(&evaluation.categorical, chosen.indices, d_log_prob, d_entropy, d_outputs),
-            Self::Gaussian { log_std } => {
-                gaussian::backward(outputs, log_std, d_log_prob.len(), chosen.vectors, d_log_prob, d_entropy, d_outputs, d_log_std);
-            }
-            Self::Squashed { log_std, low, high } => {
-                squashed::backward(outputs, log_std, low, high, d_log_prob.len(), chosen.vectors, d_log_prob, d_entropy, d_outputs, d_log_std);
+            Self::Gaussian { .. } => gaussian::backward(&evaluation.gaussian, d_log_prob, d_entropy, d_outputs, d_log_std),
+            Self::Squashed { .. } => {
+                evaluation.d_log_prob.clear();
+                evaluation.d_log_prob.extend(d_log_prob.iter().zip(d_entropy).map(|(l, e)| l - e));
+                squashed_gaussian::backward(&evaluation.squashed, &evaluation.d_log_prob, d_outputs, d_log_std);
             }
         }
     }
@@ -188,8 +202,24 @@ impl PolicyHead {
             (Distance::L2, _) => squared_l2(perturbed, clean, rows, self.width(), value, weight, d_perturbed, d_clean),
             (Distance::Kl, Self::Categorical { n }) => categorical::kl(perturbed, clean, rows, *n, value, weight, d_perturbed, d_clean),
             (Distance::Kl, Self::Gaussian { log_std } | Self::Squashed { log_std, .. }) => {
-                gaussian::kl_shared_std(perturbed, clean, log_std, rows, value, weight, d_perturbed, d_clean, d_log_std);
+                // The derivative with respect to the shared deviation is the sum of those of its two roles.
+                let gradients = KlGradients { mean_p: d_perturbed, log_std_p: None, mean_q: d_clean, log_std_q: None };
+                gaussian::kl(perturbed, log_std, clean, log_std, rows, value, weight, gradients);
+                if let Some(d_log_std) = d_log_std {
+                    shared_std_gradient(perturbed, clean, log_std, weight, d_log_std);
+                }
             }
+        }
+    }
+}
+
+/// Adds the derivative of `weight · Σ ½ ((m′ − m) / σ)²` with respect to `ln σ`.
+fn shared_std_gradient(perturbed: &[f32], clean: &[f32], log_std: &[f32], weight: f32, d_log_std: &mut [f32]) {
+    let width = log_std.len();
+    for (p, q) in perturbed.chunks_exact(width).zip(clean.chunks_exact(width)) {
+        for ((d, l), (a, b)) in d_log_std.iter_mut().zip(log_std).zip(p.iter().zip(q)) {
+            let z = (a - b) * (-l).exp();
+            *d -= weight * z * z;
         }
     }
 }

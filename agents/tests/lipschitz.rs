@@ -76,9 +76,7 @@ const WEIGHTS: [&[f32]; 2] = [&[2.0, -1.0, 0.5], &[0.5, 1.0, 0.25]];
 /// `Wᵀ M W` for the two-row test matrix.
 fn sandwich(middle: [[f64; 2]; 2]) -> Vec<Vec<f64>> {
     let w = |o: usize, i: usize| f64::from(WEIGHTS[o][i]);
-    (0..3)
-        .map(|i| (0..3).map(|j| (0..2).map(|a| (0..2).map(|b| w(a, i) * middle[a][b] * w(b, j)).sum::<f64>()).sum()).collect())
-        .collect()
+    (0..3).map(|i| (0..3).map(|j| (0..2).map(|a| (0..2).map(|b| w(a, i) * middle[a][b] * w(b, j)).sum::<f64>()).sum()).collect()).collect()
 }
 
 #[test]
@@ -168,7 +166,8 @@ fn perturbations_stay_in_their_ball_and_off_the_index() {
     }
     // Only the last feature, which is not perturbable, reaches the output.
     let blind = linear(&[&[0.0, 0.0, 3.0], &[0.0, 0.0, -3.0]]);
-    let outcome = evaluate(&adversarial(0.5, 5, Norm::L2, Distance::L2), &blind, &PolicyHead::Categorical { n: 2 }, &random_inputs(9), &[1.0; 2], 1);
+    let outcome =
+        evaluate(&adversarial(0.5, 5, Norm::L2, Distance::L2), &blind, &PolicyHead::Categorical { n: 2 }, &random_inputs(9), &[1.0; 2], 1);
     assert_eq!(outcome.penalty.value, 0.0);
 }
 

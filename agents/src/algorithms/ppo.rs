@@ -36,7 +36,9 @@ use steadfast_envs::{
 use crate::AgentError;
 use crate::head::{ActionRows, Evaluation, PolicyHead};
 use crate::learner::{Array, Learner, Metrics, StateDict};
-use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, squared_norm};
+use crate::nn::{
+    Activation, Adam, AdamConfig, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState, Trace, Workspace, clip_scale, squared_norm,
+};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::{Observed, PenaltyGradients, Regularizer, RegularizerConfig};
 use crate::returns::{Trajectories, generalized_advantages};
@@ -220,7 +222,7 @@ impl PpoConfig {
     /// [`AgentError::Config`] for the first field out of its range.
     pub fn validate(&self) -> Result<(), AgentError> {
         let fail =
-            |field: &'static str, expected: &str, got: String| Err(AgentError::Config { field, expected: expected.to_string(), got });
+            |field: &str, expected: &str, got: String| Err(AgentError::Config { field: field.into(), expected: expected.to_string(), got });
         let positive = |field: &'static str, value: f64| {
             if value.is_finite() && value > 0.0 { Ok(()) } else { fail(field, "a finite number above 0", value.to_string()) }
         };
@@ -266,6 +268,8 @@ impl PpoConfig {
 
 /// Normalised observations are clamped to this many deviations.
 const OBSERVATION_CLIP: f32 = 10.0;
+/// Scaled rewards are clamped to this size.
+const REWARD_CLIP: f32 = 10.0;
 /// Minibatches of fewer rows are not worth a second thread.
 const MIN_PARALLEL_ROWS: usize = 256;
 
@@ -390,6 +394,7 @@ pub struct Ppo {
     states: Vec<f32>,
     final_states: Vec<f32>,
     rewards: Vec<f32>,
+    ended: Vec<bool>,
     return_scale: ReturnScale,
     rng: Rng,
     updates: u64,
@@ -411,7 +416,7 @@ impl Ppo {
         config.validate()?;
         if config.critic == Critic::Central && spec.state_dim == 0 {
             return Err(AgentError::Config {
-                field: "critic",
+                field: "critic".into(),
                 expected: format!("\"local\": `{}` has no global state", spec.name),
                 got: "\"central\"".to_string(),
             });
@@ -431,7 +436,8 @@ impl Ppo {
             states: Vec::new(),
             final_states: Vec::new(),
             rewards: Vec::new(),
-            return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount),
+            ended: Vec::new(),
+            return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
             rng: seeds.child("minibatches").rng(),
             updates: 0,
             metrics: Metrics::default(),
@@ -447,7 +453,7 @@ fn groups_of(sharing: Sharing, spec: &EnvSpec) -> Result<Vec<(String, Vec<usize>
         Sharing::All => match spec.agents.iter().find(|a| a.observation != first.observation || a.action != first.action) {
             None => Ok(vec![("all".to_string(), (0..spec.n_agents()).collect())]),
             Some(other) => Err(AgentError::Config {
-                field: "sharing",
+                field: "sharing".into(),
                 expected: format!("\"group\" or \"none\": `{}` and `{}` have different spaces", first.name, other.name),
                 got: "\"all\"".to_string(),
             }),
@@ -550,10 +556,11 @@ impl Group {
         out.clear();
         for row in observations.chunks_exact(n_agents * width) {
             for (member, &agent) in self.agents.iter().enumerate() {
+                let observation = &row[agent * width..agent * width + self.observation];
                 let start = out.len();
-                out.extend_from_slice(&row[agent * width..agent * width + self.observation]);
+                out.extend_from_slice(observation);
                 if normalize {
-                    self.norm.normalize(&mut out[start..], OBSERVATION_CLIP);
+                    self.norm.normalize(observation, &mut out[start..], OBSERVATION_CLIP);
                 }
                 if self.index > 0 {
                     out.extend((0..self.index).map(|i| if i == member { 1.0 } else { 0.0 }));
@@ -600,7 +607,7 @@ impl Policy for Ppo {
                     let width = head.width();
                     group.act_vectors.resize(rows * width, 0.0);
                     for (row, action) in group.act_vectors.chunks_exact_mut(width).enumerate() {
-                        head.choose_vector(&group.act_outputs, row, mode, &mut rngs[rng_of(row)], action);
+                        head.choose_vector(&group.act_outputs, row, mode, &mut rngs[rng_of(row)], action, &mut group.act_evaluation);
                     }
                 }
             }
@@ -711,20 +718,20 @@ impl Learner for Ppo {
             for (part, adam) in
                 [("policy", &group.policy.adam), ("policy.log_std", &group.policy.log_std_adam), ("critic", &group.critic.adam)]
             {
-                let (m, v) = adam.moments();
-                state.put_f32(format!("{name}.{part}.adam.first_moment"), &[m.len()], m);
-                state.put_f32(format!("{name}.{part}.adam.second_moment"), &[v.len()], v);
-                state.put_u64(format!("{name}.{part}.adam.steps"), &[adam.steps()]);
+                let AdamState { n_steps, mean, square } = adam.state();
+                state.put_f32(format!("{name}.{part}.adam.mean"), &[mean.len()], mean);
+                state.put_f32(format!("{name}.{part}.adam.square"), &[square.len()], square);
+                state.put_u64(format!("{name}.{part}.adam.steps"), &[n_steps]);
             }
-            put_norm(&mut state, &format!("{name}.observation"), &group.norm);
+            put_norm(&mut state, &format!("{name}.observation"), &group.norm.state());
             if let Some(regularizer) = &group.policy.regularizer {
                 regularizer.save(&format!("{name}.regularizer."), &mut state);
             }
         }
-        put_norm(&mut state, "state", &self.state_norm);
-        let (mean, variance, count) = self.return_scale.statistics();
-        state.put_f64("return_scale.statistics", &[3], &[mean, variance, count]);
-        state.put_f64("return_scale.running", &[self.return_scale.running().len()], self.return_scale.running());
+        put_norm(&mut state, "state", &self.state_norm.state());
+        let (returns, statistics) = self.return_scale.state();
+        state.put_f32("return_scale.returns", &[returns.len()], returns);
+        put_norm(&mut state, "return_scale", &statistics);
         let mut words = SnapshotWriter::default();
         self.rng.snapshot(&mut words);
         state.put_u64("minibatches.rng", &words.into_words());
@@ -746,40 +753,39 @@ impl Learner for Ppo {
             for (part, adam) in
                 [("policy", &mut group.policy.adam), ("policy.log_std", &mut group.policy.log_std_adam), ("critic", &mut group.critic.adam)]
             {
-                let n = adam.moments().0.len();
-                let first = state.f32(&format!("{name}.{part}.adam.first_moment"), n)?;
-                let second = state.f32(&format!("{name}.{part}.adam.second_moment"), n)?;
-                let steps = state.u64(&format!("{name}.{part}.adam.steps"))?.first().copied().unwrap_or(0);
-                adam.load(first, second, steps);
+                let n = adam.state().mean.len();
+                let mean = state.f32(&format!("{name}.{part}.adam.mean"), n)?;
+                let square = state.f32(&format!("{name}.{part}.adam.square"), n)?;
+                let n_steps = state.counter(&format!("{name}.{part}.adam.steps"))?;
+                adam.load_state(AdamState { n_steps, mean, square })?;
             }
-            load_norm(state, &format!("{name}.observation"), &mut group.norm)?;
+            let features = group.norm.features();
+            group.norm.load_state(&norm_state(state, &format!("{name}.observation"), features)?)?;
             if let Some(regularizer) = &mut group.policy.regularizer {
                 regularizer.load(&format!("{name}.regularizer."), state)?;
             }
         }
-        load_norm(state, "state", &mut self.state_norm)?;
-        let statistics = state.f64("return_scale.statistics", 3)?;
-        let running = state.f64("return_scale.running", self.return_scale.running().len())?;
-        self.return_scale.load((statistics[0], statistics[1], statistics[2]), running);
+        self.state_norm.load_state(&norm_state(state, "state", self.state_norm.features())?)?;
+        let n = self.return_scale.state().0.len();
+        self.return_scale.load_state(state.f32("return_scale.returns", n)?, &norm_state(state, "return_scale", 1)?)?;
         self.rng = Rng::restore(&mut SnapshotReader::new("minibatch order", state.u64("minibatches.rng")?))?;
-        self.updates = state.u64("updates")?.first().copied().unwrap_or(0);
+        self.updates = state.counter("updates")?;
         Ok(())
     }
 }
 
-fn put_norm(state: &mut StateDict, name: &str, norm: &RunningNorm) {
-    state.put_f64(format!("{name}.mean"), &[norm.mean().len()], norm.mean());
-    state.put_f64(format!("{name}.variance"), &[norm.variance().len()], norm.variance());
-    state.put_f64(format!("{name}.count"), &[1], &[norm.count()]);
+fn put_norm(state: &mut StateDict, name: &str, norm: &RunningNormState) {
+    state.put_f64(format!("{name}.mean"), &[norm.mean.len()], &norm.mean);
+    state.put_f64(format!("{name}.variance"), &[norm.var.len()], &norm.var);
+    state.put_f64(format!("{name}.count"), &[1], &[norm.count]);
 }
 
-fn load_norm(state: &StateDict, name: &str, norm: &mut RunningNorm) -> Result<(), AgentError> {
-    let n = norm.mean().len();
-    let mean = state.f64(&format!("{name}.mean"), n)?;
-    let variance = state.f64(&format!("{name}.variance"), n)?;
-    let count = state.f64(&format!("{name}.count"), 1)?[0];
-    norm.load(mean, variance, count);
-    Ok(())
+fn norm_state(state: &StateDict, name: &str, features: usize) -> Result<RunningNormState, AgentError> {
+    Ok(RunningNormState {
+        mean: state.f64(&format!("{name}.mean"), features)?.to_vec(),
+        var: state.f64(&format!("{name}.variance"), features)?.to_vec(),
+        count: state.f64(&format!("{name}.count"), 1)?[0],
+    })
 }
 
 /// Share of the variance of returns that values explain; 0 if returns do not vary.
@@ -808,13 +814,15 @@ impl Ppo {
         if self.config.reward_scaling == RewardScaling::ReturnStd {
             let row = batch.n_slots * batch.n_agents;
             for (time, rewards) in self.rewards.chunks_exact(row).enumerate() {
-                self.return_scale.update(rewards, |i| {
-                    let flag = time * batch.n_slots + i / batch.n_agents;
-                    batch.terminated[flag] || batch.truncated[flag]
-                });
+                self.ended.clear();
+                for slot in time * batch.n_slots..(time + 1) * batch.n_slots {
+                    let ended = batch.terminated[slot] || batch.truncated[slot];
+                    self.ended.extend((0..batch.n_agents).map(|_| ended));
+                }
+                self.return_scale.update(rewards, &self.ended);
             }
-            let factor = self.return_scale.factor();
-            self.rewards.iter_mut().for_each(|r| *r *= factor);
+            let std = self.return_scale.std();
+            self.rewards.iter_mut().for_each(|r| *r = (*r / std).clamp(-REWARD_CLIP, REWARD_CLIP));
         }
     }
 
@@ -827,9 +835,7 @@ impl Ppo {
             out.clear();
             out.extend_from_slice(source);
             if self.config.normalize_observations {
-                for row in out.chunks_exact_mut(batch.state_dim) {
-                    self.state_norm.normalize(row, OBSERVATION_CLIP);
-                }
+                self.state_norm.normalize(source, out, OBSERVATION_CLIP);
             }
         }
     }
@@ -930,7 +936,7 @@ impl Ppo {
                 if config.target_kl.is_some_and(|target| pass.approx_kl > 1.5 * target) {
                     break 'epochs;
                 }
-                let scale = clip_scale(norm, config.max_gradient_norm);
+                let scale = clip_scale(norm, config.max_gradient_norm as f32);
                 policy.adam.step(policy.net.parameters_mut(), &policy.gradient, policy_rate, scale);
                 policy.log_std_adam.step(policy.head.log_std_mut(), &policy.log_std_gradient, policy_rate, scale);
                 critic.adam.step(critic.net.parameters_mut(), &critic.gradient, critic_rate, scale);
@@ -1065,7 +1071,7 @@ impl Group {
     fn perturbation_units(&mut self, normalized: bool) {
         let Some(regularizer) = &self.policy.regularizer else { return };
         for (i, unit) in self.policy.unit.iter_mut().enumerate() {
-            let std = self.norm.std(i);
+            let std = self.norm.std()[i];
             *unit = match (regularizer.scale(), normalized) {
                 (Scale::Absolute, false) | (Scale::RunningStd, true) => 1.0,
                 (Scale::Absolute, true) => 1.0 / std,
@@ -1076,12 +1082,12 @@ impl Group {
 
     /// A lower bound of the policy's Lipschitz constant on the last minibatch, if it is due.
     fn probe(&mut self, update: u64) -> Option<f64> {
-        let regularizer = self.policy.regularizer.as_mut()?;
+        let side = &mut self.policy;
+        let regularizer = side.regularizer.as_mut()?;
         let every = regularizer.probe_every() as u64;
         if every == 0 || !(update - 1).is_multiple_of(every) {
             return None;
         }
-        let side = &mut self.policy;
         side.net.forward_train(&self.minibatch.inputs, self.minibatch.rows, &mut side.trace);
         let observed = Observed {
             rows: self.minibatch.rows,
@@ -1128,15 +1134,7 @@ impl PolicySide {
         self.d_output.fill(0.0);
         self.gradient.fill(0.0);
         self.log_std_gradient.fill(0.0);
-        self.head.backward(
-            self.trace.output(),
-            chosen,
-            &self.evaluation,
-            &self.d_log_prob,
-            &self.d_entropy,
-            &mut self.d_output,
-            &mut self.log_std_gradient,
-        );
+        self.head.backward(chosen, &mut self.evaluation, &self.d_log_prob, &self.d_entropy, &mut self.d_output, &mut self.log_std_gradient);
         if weight > 0.0
             && let Some(regularizer) = &mut self.regularizer
         {

@@ -197,7 +197,7 @@ fn check_ball(weight: f64, warmup_fraction: f64, radius: f64) -> Result<(), Agen
 }
 
 fn out_of_range(field: &'static str, expected: &str, got: String) -> AgentError {
-    AgentError::Config { field, expected: expected.to_string(), got }
+    AgentError::Config { field: field.into(), expected: expected.to_string(), got }
 }
 
 /// How perturbations are found.
