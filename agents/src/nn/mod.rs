@@ -5,16 +5,20 @@
 //! closed form in [`distribution`]; any other loss can be composed of dfdx operations over the network as one node.
 
 mod activation;
+mod dfdx_node;
 pub mod distribution;
 mod init;
 mod kernel;
 mod mlp;
+mod normalizer;
 mod optimizer;
 mod tensors;
 
 pub use activation::Activation;
-pub use distribution::categorical;
-pub use kernel::{Isa, isa, set_isa};
+pub use dfdx_node::{MlpNode, Rows};
+pub use distribution::{categorical, distance, gaussian, squashed_gaussian};
+pub use kernel::{Isa, exp_in_place, isa, set_isa};
 pub use mlp::{Mlp, Trace, Workspace};
-pub use optimizer::{Adam, AdamConfig, clip_scale, squared_norm};
+pub use normalizer::{ReturnScale, RunningNorm, RunningNormState};
+pub use optimizer::{Adam, AdamConfig, AdamState, clip_scale, squared_norm};
 pub use tensors::NamedTensor;

@@ -375,3 +375,151 @@ impl Vectorised for Ln<'_> {
         math::ln(L::read(chunk)).write(chunk);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::kernel::set_isa;
+    use super::*;
+
+    fn noise(n: usize, rng: &mut Rng) -> Vec<f32> {
+        (0..n).map(|_| 2.0 * rng.normal_f32()).collect()
+    }
+
+    fn log_softmax_f64(row: &[f64]) -> Vec<f64> {
+        let max = row.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
+        let sum: f64 = row.iter().map(|z| (z - max).exp()).sum();
+        row.iter().map(|z| z - max - sum.ln()).collect()
+    }
+
+    fn wide(row: &[f32]) -> Vec<f64> {
+        row.iter().map(|v| f64::from(*v)).collect()
+    }
+
+    /// Derivative of `f` by central differences.
+    fn differences(row: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
+        (0..row.len())
+            .map(|j| {
+                let (mut up, mut down) = (row.to_vec(), row.to_vec());
+                up[j] += 1e-5;
+                down[j] -= 1e-5;
+                (f(&up) - f(&down)) / 2e-5
+            })
+            .collect()
+    }
+
+    fn close(a: f32, b: f64) -> bool {
+        (f64::from(a) - b).abs() < 2e-6 * b.abs().max(1.0)
+    }
+
+    #[test]
+    fn values_and_gradients_match_f64() {
+        let mut rng = Rng::from_seed(1);
+        for (rows, n) in [(1, 1), (3, 2), (16, 5), (37, 5), (50, 19)] {
+            let logits = noise(rows * n, &mut rng);
+            let actions: Vec<u32> = (0..rows).map(|_| rng.below(n) as u32).collect();
+            let (d_log_prob, d_entropy) = (noise(rows, &mut rng), noise(rows, &mut rng));
+            let (mut log_prob, mut entropy) = (vec![0.0; rows], vec![0.0; rows]);
+            let mut work = CategoricalWork::default();
+            evaluate(&logits, rows, n, &actions, &mut log_prob, &mut entropy, &mut work);
+            let mut d_logits = vec![0.25; rows * n];
+            backward(&work, &actions, &d_log_prob, &d_entropy, &mut d_logits);
+            for r in 0..rows {
+                let row = wide(&logits[r * n..(r + 1) * n]);
+                let l = log_softmax_f64(&row);
+                let h = |l: &[f64]| -l.iter().map(|l| l * l.exp()).sum::<f64>();
+                assert!(close(log_prob[r], l[actions[r] as usize]));
+                assert!(close(entropy[r], h(&l)));
+                let loss = |row: &[f64]| {
+                    let l = log_softmax_f64(row);
+                    f64::from(d_log_prob[r]) * l[actions[r] as usize] + f64::from(d_entropy[r]) * h(&l)
+                };
+                for (j, d) in differences(&row, loss).iter().enumerate() {
+                    assert!(close(d_logits[r * n + j], d + 0.25), "{} {d}", d_logits[r * n + j]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn divergence_and_its_gradients_match_f64() {
+        let mut rng = Rng::from_seed(2);
+        for (rows, n) in [(1, 1), (16, 5), (37, 5), (20, 33)] {
+            let (p, q) = (noise(rows * n, &mut rng), noise(rows * n, &mut rng));
+            let mut value = vec![0.0; rows];
+            let (mut d_p, mut d_q) = (vec![0.5; rows * n], vec![0.5; rows * n]);
+            kl(&p, &q, rows, n, &mut value, 0.3, Some(&mut d_p), Some(&mut d_q));
+            let exact = |p: &[f64], q: &[f64]| {
+                let (p, q) = (log_softmax_f64(p), log_softmax_f64(q));
+                p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+            };
+            for r in 0..rows {
+                let (p, q) = (wide(&p[r * n..(r + 1) * n]), wide(&q[r * n..(r + 1) * n]));
+                assert!(close(value[r], exact(&p, &q)) && value[r] > -1e-6);
+                let (by_p, by_q) = (differences(&p, |p| exact(p, &q)), differences(&q, |q| exact(&p, q)));
+                for j in 0..n {
+                    assert!(close(d_p[r * n + j], 0.5 + 0.3 * by_p[j]));
+                    assert!(close(d_q[r * n + j], 0.5 + 0.3 * by_q[j]));
+                }
+            }
+            kl(&p, &p, rows, n, &mut value, 1.0, None, None);
+            assert!(value.iter().all(|v| *v == 0.0));
+        }
+    }
+
+    #[test]
+    fn row_functions_have_the_bits_of_the_batch_for_all_instructions() {
+        let mut rng = Rng::from_seed(3);
+        for n in [2, 5, 16, 40] {
+            let rows = 21;
+            let logits = noise(rows * n, &mut rng);
+            let mut drawn: Vec<Vec<(u32, u32)>> = Vec::new();
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert!(set_isa(Some(isa)));
+                let mut rng = Rng::from_seed(9);
+                let draws: Vec<(u32, f32)> = logits.chunks(n).map(|row| sample(row, &mut rng)).collect();
+                let actions: Vec<u32> = draws.iter().map(|d| d.0).collect();
+                let (mut log_prob, mut entropy) = (vec![0.0; rows], vec![0.0; rows]);
+                evaluate(&logits, rows, n, &actions, &mut log_prob, &mut entropy, &mut CategoricalWork::default());
+                for (draw, l) in draws.iter().zip(&log_prob) {
+                    assert_eq!(draw.1.to_bits(), l.to_bits());
+                }
+                drawn.push(draws.iter().map(|d| (d.0, d.1.to_bits())).collect());
+            }
+            set_isa(None);
+            assert!(drawn.windows(2).all(|w| w[0] == w[1]));
+        }
+    }
+
+    #[test]
+    fn draws_have_the_right_frequencies_and_greedy_is_the_mode() {
+        let logits = [0.3_f32, -1.0, f32::NEG_INFINITY, 1.2, 0.0];
+        let mut rng = Rng::from_seed(4);
+        let mut counts = [0_u32; 5];
+        for _ in 0..100_000 {
+            counts[sample(&logits, &mut rng).0 as usize] += 1;
+        }
+        let l = log_softmax_f64(&wide(&logits));
+        for (count, l) in counts.iter().zip(&l) {
+            assert!((f64::from(*count) / 1e5 - l.exp()).abs() < 0.006);
+        }
+        assert_eq!(counts[2], 0);
+        let (action, log_prob) = greedy(&logits);
+        assert_eq!(action, 3);
+        assert!(close(log_prob, l[3]));
+    }
+
+    #[test]
+    fn masked_actions_contribute_nothing() {
+        let (masked, plain) = ([0.5_f32, f32::NEG_INFINITY, -0.2], [0.5_f32, -0.2]);
+        let values = |logits: &[f32], actions: &[u32]| {
+            let (mut log_prob, mut entropy, mut work) = ([0.0], [0.0], CategoricalWork::default());
+            evaluate(logits, 1, logits.len(), actions, &mut log_prob, &mut entropy, &mut work);
+            let mut d = vec![0.0; logits.len()];
+            backward(&work, actions, &[1.0], &[1.0], &mut d);
+            (log_prob[0], entropy[0], d)
+        };
+        let (a, b) = (values(&masked, &[2]), values(&plain, &[1]));
+        assert_eq!((a.0, a.1), (b.0, b.1));
+        assert_eq!(a.2, [b.2[0], 0.0, b.2[1]]);
+    }
+}
