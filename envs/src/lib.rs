@@ -5,8 +5,10 @@
 //! [`RolloutBatch`]. A [`perturb::Perturbed`] environment lies to its agents in a controlled way.
 
 pub mod config;
+pub mod control;
 pub mod environment;
 pub mod error;
+pub mod particle;
 pub mod perturb;
 pub mod reward_fn;
 pub mod rollout;

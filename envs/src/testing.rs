@@ -436,7 +436,7 @@ fn broken(spec: &EnvSpec, what: &str) -> EnvError {
 pub fn check_environment(build: &dyn Fn() -> Result<Box<dyn Environment>>) -> Result<()> {
     let env = build()?;
     let spec = env.spec().clone();
-    if spec.agents.is_empty() || spec.horizon == 0 || !(spec.step_seconds > 0.0) {
+    if spec.agents.is_empty() || spec.horizon == 0 || spec.step_seconds <= 0.0 {
         return Err(broken(&spec, "agents, horizon and step_seconds must be positive"));
     }
     for agent in &spec.agents {

@@ -2,7 +2,7 @@
 
 use super::episode::EpisodeStats;
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
-use crate::{Actions, EnvError, EnvSpec, Environment, Result, SeedTree, StepOut};
+use crate::{Actions, EnvError, EnvSpec, Environment, Result, SeedTree, Space, StepOut};
 
 /// Fewer slots than this are not worth handing to another thread.
 const MIN_SLOTS_PER_TASK: usize = 8;
@@ -37,6 +37,8 @@ struct Slot {
     last_metrics: Vec<f64>,
     final_observations: Vec<f32>,
     final_state: Vec<f32>,
+    /// Continuous actions inside their boxes, `[agent, action_width]`.
+    clamped: Vec<f32>,
     error: Option<EnvError>,
 }
 
@@ -88,6 +90,7 @@ impl VectorEnv {
                 last_metrics: vec![0.0; spec.episode_metrics.len()],
                 final_observations: vec![0.0; n_agents * spec.observation_width()],
                 final_state: vec![0.0; spec.state_dim],
+                clamped: vec![0.0; if spec.has_discrete_actions() { 0 } else { n_agents * spec.action_width() }],
                 error: None,
             })
             .collect();
@@ -134,6 +137,7 @@ impl VectorEnv {
     }
 
     /// Steps all slots, on the threads of the current rayon pool. The result does not depend on their number.
+    /// Continuous actions are clamped to their boxes on the way to the environment.
     ///
     /// # Errors
     /// The error of the lowest slot that failed.
@@ -205,6 +209,19 @@ impl VectorEnv {
 }
 
 impl Slot {
+    /// Continuous actions brought into the boxes of their agents; NaN stays NaN.
+    fn clamp(&mut self, actions: &[f32]) {
+        let spec = self.env.spec();
+        let width = spec.action_width();
+        for (agent, (out, action)) in self.clamped.chunks_exact_mut(width).zip(actions.chunks_exact(width)).enumerate() {
+            if let Space::Box { low, high } = &spec.agents[agent].action {
+                for ((o, &a), (&l, &h)) in out.iter_mut().zip(action).zip(low.iter().zip(high)) {
+                    *o = a.clamp(l, h);
+                }
+            }
+        }
+    }
+
     fn start(&mut self, seeds: SeedTree, index: usize, layout: Layout, observations: &mut [f32]) {
         self.length = 0;
         self.returns.fill(0.0);
@@ -248,7 +265,14 @@ fn step_range(slots: &mut [Slot], first: usize, seeds: SeedTree, layout: Layout,
         let rewards = &mut out.rewards[i * layout.agents..(i + 1) * layout.agents];
         let mut step = StepOut { observations, rewards, terminated: false, truncated: false };
         slot.ended = false;
-        if let Err(error) = slot.env.step(actions.slot(i, layout.action), &mut step) {
+        let stepped = match actions.slot(i, layout.action) {
+            Actions::Discrete(a) => slot.env.step(Actions::Discrete(a), &mut step),
+            Actions::Continuous(a) => {
+                slot.clamp(a);
+                slot.env.step(Actions::Continuous(&slot.clamped), &mut step)
+            }
+        };
+        if let Err(error) = stepped {
             slot.error = Some(error);
             continue;
         }
