@@ -45,6 +45,16 @@ impl Failure {
         Self::caused(format!("cannot {action} {}", path.display()), cause)
     }
 
+    /// Puts a message in front of the report.
+    pub fn during(self, what: &str) -> Self {
+        let wrap = |report: Report| report.wrap_err(what.to_string());
+        match self {
+            Self::Usage(report) => Self::Usage(wrap(report)),
+            Self::Run(report) => Self::Run(wrap(report)),
+            Self::OutputClosed => Self::OutputClosed,
+        }
+    }
+
     /// What the shell is told.
     pub fn exit_code(&self) -> ExitCode {
         match self {

@@ -200,11 +200,15 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel, 
         };
         // Markers on dense curves would hide the line.
         if points.len() <= 40 {
-            let plane = chart.plotting_area();
-            for point in points {
-                let (x, y) = plane.map_coordinate(&point);
-                draw_marker(area, (x, y), style, ipx(4))?;
-            }
+            let (r, filled) = (ipx(4), style.color.filled());
+            match style.marker {
+                Marker::Circle => chart.draw_series(points.iter().map(|&at| Circle::new(at, r, filled)))?,
+                Marker::Square => {
+                    chart.draw_series(points.iter().map(|&at| EmptyElement::at(at) + Rectangle::new([(-r, -r), (r, r)], filled)))?
+                }
+                Marker::Triangle => chart.draw_series(points.iter().map(|&at| TriangleMarker::new(at, r + r / 4, filled)))?,
+                Marker::Cross => chart.draw_series(points.iter().map(|&at| Cross::new(at, r, style.color.stroke_width(px(2)))))?,
+            };
         }
     }
     draw_legend(&legend, panel, scale)
@@ -215,7 +219,6 @@ fn draw_legend<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel,
     let width = area.dim_in_pixel().0 as i32;
     let columns = panel.series.len().clamp(1, 2) as i32;
     let column_width = (width - ipx(90)) / columns;
-    // Origin of the area within the whole picture, for shapes that are placed in absolute pixels.
     for (index, series) in panel.series.iter().enumerate() {
         let style = Style::of(index);
         let x = ipx(80) + column_width * (index as i32 % columns);
