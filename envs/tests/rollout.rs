@@ -61,10 +61,10 @@ impl Policy for RandomPolicy {
 
 fn engine(config: &EnvConfig, slots: usize, with_state: bool, reward_fn: Option<Box<dyn RewardFn>>) -> (RolloutEngine, RandomPolicy) {
     let seeds = SeedTree::new(11);
-    let envs = (0..slots).map(|_| config.build().unwrap()).collect();
-    let vector = VectorEnv::new(envs, seeds.child("environment")).unwrap();
+    let envs = (0..slots).map(|_| config.build().expect("a valid world")).collect();
+    let vector = VectorEnv::new(envs, seeds.child("environment")).expect("a valid world");
     let policy = RandomPolicy { spec: vector.spec().clone() };
-    (RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions { with_state, reward_fn }).unwrap(), policy)
+    (RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions { with_state, reward_fn }).expect("a valid world"), policy)
 }
 
 fn spread() -> EnvConfig {

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{require_all, require_horizon};
+use super::range::{require_all, require_horizon};
 use crate::environment::invalid_index;
 use crate::{Actions, AgentSpec, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
 

@@ -138,14 +138,21 @@ def inject(rng, world, width, speed):
 
 
 def play(rng, name, module, arguments, fields, continuous, start):
+    """A case from an injected state, or with `start` None a whole episode from the package's own reset."""
     env = module.parallel_env(continuous_actions=continuous, **arguments)
     env.reset(seed=int(rng.integers(2**31)))
     world = env.unwrapped.world
-    positions, velocities = inject(rng, world, *start)
+    if start is None:
+        positions = np.array([e.state.p_pos for e in world.entities])
+        velocities = np.zeros((len(world.agents), 2))
+    else:
+        positions, velocities = inject(rng, world, *start)
     steps = []
-    for _ in range(STEPS):
+    while len(steps) < STEPS or start is None:
+        if not env.agents:
+            break
         actions = {a: random_action(rng, env.action_space(a), continuous) for a in env.agents}
-        observations, rewards, _, _, _ = env.step(dict(actions))
+        observations, rewards, terminated, truncated, _ = env.step(dict(actions))
         names = env.possible_agents
         steps.append(
             {
@@ -153,6 +160,7 @@ def play(rng, name, module, arguments, fields, continuous, start):
                 "positions": doubles([a.state.p_pos for a in world.agents]),
                 "velocities": doubles([a.state.p_vel for a in world.agents]),
                 "rewards": [float(rewards[a]) for a in names],
+                "ends": [any(terminated.values()), any(truncated.values())],
                 "observations": [singles(observations[a]) for a in names],
             }
         )
@@ -204,6 +212,7 @@ def main():
             for continuous in (False, True)
             for start in STARTS
         ]
+        cases.append(play(rng, name, module, {}, {}, False, None))
         if name in ("simple_spread", "simple_tag"):
             cases += [play_openai(rng, module, start) for start in STARTS]
         header = {
