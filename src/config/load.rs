@@ -110,7 +110,7 @@ fn span_in_value(value: &Spanned<DeValue<'_>>, path: &[String]) -> Option<Range<
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+
 
     fn message(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();

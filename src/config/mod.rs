@@ -55,7 +55,7 @@ impl Default for ExperimentConfig {
             total_steps: 200_000,
             slots: 8,
             threads: 0,
-            env: EnvConfig::Identity(Default::default()),
+            env: EnvConfig::SimpleSpread(Default::default()),
             agent: AgentConfig::Ppo(Default::default()),
             regularizer: None,
             eval: EvalConfig::default(),

@@ -163,7 +163,7 @@ mod tests {
         for name in fields(root) {
             let is_printed = text.lines().any(|l| {
                 let l = l.trim_start_matches(['#', ' ']);
-                l.starts_with(&format!("{name} = ")) || l.starts_with(&format!("[{name}")) || l.starts_with(&format!("[[{name}")) || l.contains(&format!(".{name}."))
+                l.starts_with(&format!("{name} = ")) || l.starts_with(&format!("[{name}")) || l.starts_with(&format!("[[{name}")) || l.contains(&format!(".{name}.")) || l.ends_with(&format!(".{name}]"))
             });
             assert!(is_printed, "{name} is missing");
         }
@@ -182,8 +182,9 @@ mod tests {
                 let head = format!("[{list}.{name}]");
                 let mut body = String::new();
                 let at = text.lines().position(|l| l.trim_start_matches("# ") == head).unwrap_or_else(|| panic!("{head} is missing"));
+                let is_commented = text.lines().nth(at).unwrap().starts_with('#');
                 for line in text.lines().skip(at) {
-                    let line = line.strip_prefix("# ").unwrap_or(line);
+                    let line = if is_commented { line.strip_prefix("# ").unwrap_or(line) } else { line };
                     if (line.starts_with('[') && line != head) || line.is_empty() || line == "#" {
                         break;
                     }

@@ -138,7 +138,8 @@ impl<'a> Training<'a> {
             let before = self.step;
             let (collect_seconds, update_seconds) = self.advance()?;
             let is_last = self.step >= total;
-            let crosses = |every: u64| is_last || (every > 0 && before / every < self.step / every);
+            let now = self.step;
+            let crosses = |every: u64| is_last || (every > 0 && before / every < now / every);
 
             if self.update.is_multiple_of(self.config.log.every_updates) || is_last {
                 let rate = (self.step - interval.1) as f64 / interval.0.elapsed().as_secs_f64();
@@ -200,7 +201,7 @@ impl<'a> Training<'a> {
             ("eval/episode_length", row.length),
         ];
         self.metrics.events(self.step, &values.map(|(name, value)| (name.to_string(), value)))?;
-        info!(step = self.step, return_agent_mean = row.return_agent_mean, return_team_sum = row.return_team_sum, "evaluated");
+        info!(step = self.step, return_agent_mean = short(row.return_agent_mean), return_team_sum = short(row.return_team_sum), "evaluated");
         self.nominal = Some(row);
         Ok(())
     }
@@ -239,10 +240,15 @@ impl<'a> Training<'a> {
                 let mut evaluator = Evaluator::new(self.config, &[perturbation], sweep.episodes, self.config.eval.mode)?;
                 let (row, episodes) = evaluator.run(self.learner.as_mut(), Source::Final, self.step)?;
                 self.results.write(&row, &episodes)?;
-                info!(perturbation = row.perturbation, level, return_agent_mean = row.return_agent_mean, "evaluated");
+                info!(perturbation = row.perturbation, level, return_agent_mean = short(row.return_agent_mean), "evaluated");
                 rows.push(row);
             }
         }
         Ok(rows)
     }
+}
+
+/// Rounded to what is worth reading in a log line; files keep every digit.
+fn short(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
 }

@@ -63,7 +63,7 @@ fn register_fonts() {
 
 fn size(panels: &[Panel]) -> (u32, u32) {
     let rows = panels.iter().map(|p| legend_rows(p.series.len())).max().unwrap_or(0);
-    (PANEL.0 * panels.len().max(1) as u32, PANEL.1 + 24 * rows)
+    (PANEL.0 * panels.len().max(1) as u32, PANEL.1 + 8 + 24 * rows)
 }
 
 /// Series are listed two to a row.
@@ -97,7 +97,7 @@ pub fn png(panels: &[Panel]) -> Result<Vec<u8>, String> {
     let (fine_width, fine_height) = (width * scale, height * scale);
     let mut fine = vec![255_u8; (fine_width * fine_height * 3) as usize];
     {
-        let root = BitmapBackend::with_buffer(&mut fine, (fine_width, fine_height)).into_drawing_area();
+        let root = BitMapBackend::with_buffer(&mut fine, (fine_width, fine_height)).into_drawing_area();
         draw(&root, panels, scale).map_err(|e| e.to_string())?;
         root.present().map_err(|e| e.to_string())?;
     }
@@ -144,7 +144,7 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel, 
     let ipx = |n: i32| n * scale as i32;
     let text = |points: u32, color: RGBColor| ("sans-serif", px(points)).into_font().color(&color);
     let (width, height) = area.dim_in_pixel();
-    let legend_height = px(8 + 24 * legend_rows(panel.series.len()));
+    let legend_height = px(16 + 24 * legend_rows(panel.series.len()));
     let (upper, legend) = area.split_vertically(height.saturating_sub(legend_height));
     let center = |points, color| text(points, color).pos(Pos::new(HPos::Center, VPos::Center));
     upper.draw(&Text::new(panel.title.clone(), (width as i32 / 2, ipx(22)), center(20, INK)))?;
@@ -222,16 +222,17 @@ fn draw_legend<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel,
     for (index, series) in panel.series.iter().enumerate() {
         let style = Style::of(index);
         let x = ipx(80) + column_width * (index as i32 % columns);
-        let y = ipx(12 + 24 * (index as i32 / columns));
+        let y = ipx(18 + 24 * (index as i32 / columns));
         let line = style.color.stroke_width(2 * scale);
         let ends = [(x, y), (x + ipx(34), y)];
         match style.dash {
             None => area.draw(&PathElement::new(ends, line))?,
-            Some((dash, gap)) => area.draw(&DashedPathElement::new(ends.into_iter(), dash * scale, gap * scale, line))?,
+            Some((dash, gap)) => area.draw(&plotters::element::DashedPathElement::new(ends.into_iter(), dash * scale, gap * scale, line))?,
         }
         draw_marker(area, (x + ipx(17), y), style, ipx(4))?;
         let font = ("sans-serif", 15 * scale).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
-        area.draw(&Text::new(series.label.clone(), (x + ipx(42), y), font))?;
+        // The backends centre the line box, whose middle lies above that of the letters.
+        area.draw(&Text::new(series.label.clone(), (x + ipx(42), y + ipx(3)), font))?;
     }
     Ok(())
 }
