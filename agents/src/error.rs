@@ -1,39 +1,51 @@
-//! What can go wrong in a learner.
+//! What can go wrong in networks and learners, said with the tensor's name, the shape and the value.
 
-/// Errors of networks, regularisers and algorithms.
+use steadfast_envs::EnvError;
+
+/// Errors of networks, optimisers and learners.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AgentError {
+    /// Two arrays that belong together have different shapes.
+    #[error("{op}: expected shape {expected:?}, got {got:?}")]
+    Shape {
+        /// Operation and array.
+        op: String,
+        /// Expected shape.
+        expected: Vec<usize>,
+        /// Found shape.
+        got: Vec<usize>,
+    },
     /// A field of a configuration is out of its range.
     #[error("`{field}` must be {expected}, got {got}")]
     Config {
         /// Name of the field in the configuration.
-        field: &'static str,
+        field: String,
         /// The allowed values, in words.
         expected: String,
         /// The value found.
         got: String,
     },
     /// A loss, gradient or parameter became NaN or infinite.
-    #[error("non-finite {tensor} ({value}) in update {update}, position {position}")]
+    #[error("non-finite {tensor} ({value}) at update {update}, position {position}")]
     NonFinite {
         /// Which array.
         tensor: String,
         /// The value.
         value: f32,
-        /// Number of the update, from 1.
+        /// Number of updates done before.
         update: u64,
         /// Position in the array.
         position: usize,
     },
-    /// A saved array does not fit.
-    #[error("saved array `{tensor}`: {reason}")]
+    /// The content of a checkpoint does not fit the object it is loaded into.
+    #[error("cannot load `{tensor}`: {reason}")]
     State {
-        /// Name of the array.
+        /// Tensor or entry of the checkpoint.
         tensor: String,
         /// Why it does not fit.
         reason: String,
     },
     /// An environment failed.
     #[error(transparent)]
-    Env(#[from] steadfast_envs::EnvError),
+    Env(#[from] EnvError),
 }

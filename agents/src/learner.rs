@@ -102,6 +102,19 @@ impl StateDict {
     }
 }
 
+impl StateDict {
+    /// A single word.
+    ///
+    /// # Errors
+    /// [`AgentError::State`] if it is missing, of another type or not alone.
+    pub fn counter(&self, name: &str) -> Result<u64, AgentError> {
+        match self.u64(name)? {
+            [value] => Ok(*value),
+            _ => Err(unfit(name, "one value of type U64", self.get(name)?)),
+        }
+    }
+}
+
 fn unfit(name: &str, expected: &str, got: &Array) -> AgentError {
     let (kind, n) = match got {
         Array::F32(_, v) => ("F32", v.len()),
@@ -122,7 +135,8 @@ pub trait Learner: Send {
     /// True if batches must carry the global state.
     fn uses_state(&self) -> bool;
 
-    /// Improves the policy. `progress` is the fraction of the run that the batch completes, 0 to 1; schedules follow it.
+    /// Improves the policy. `progress` is the fraction of the run that was done before the batch was
+    /// collected, 0 to 1; schedules follow it.
     ///
     /// # Errors
     /// [`AgentError::NonFinite`] if a loss, gradient or parameter is not finite; the run must stop, since parameters

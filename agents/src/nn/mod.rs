@@ -1,17 +1,24 @@
-//! Networks for control.
+//! Networks for control: fused kernels, distributions, the optimiser and normalisers.
+//!
+//! [`Mlp`] is the one network of control agents. It computes outputs, weight gradients and input gradients with kernels
+//! whose results have the same bits for every batch size and every set of vector instructions. Losses that are hot have a
+//! closed form in [`distribution`]; any other loss can be composed of dfdx operations over the network as one node.
 
-use serde::{Deserialize, Serialize};
+mod activation;
+mod dfdx_node;
+pub mod distribution;
+mod init;
+mod kernel;
+mod mlp;
+mod normalizer;
+mod optimizer;
+mod tensors;
 
-/// What a hidden layer applies to its sums.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// Hyperbolic tangent.
-    Tanh,
-    /// max(0, x).
-    Relu,
-    /// x, or 0.01 x below 0.
-    LeakyRelu,
-    /// x.
-    Identity,
-}
+pub use activation::Activation;
+pub use dfdx_node::{MlpNode, Rows};
+pub use distribution::{categorical, distance, gaussian, squashed_gaussian};
+pub use kernel::{Isa, isa, set_isa};
+pub use mlp::{Mlp, Trace, Workspace};
+pub use normalizer::{ReturnScale, RunningNorm, RunningNormState};
+pub use optimizer::{Adam, AdamConfig, AdamState, clip_scale, squared_norm};
+pub use tensors::NamedTensor;

@@ -1,0 +1,45 @@
+//! Activation functions of hidden layers.
+
+use serde::{Deserialize, Serialize};
+
+use super::kernel::tile::Finish;
+
+/// Activation of hidden layers; the output layer is always linear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Hyperbolic tangent, within 3e-7 of the exact one.
+    #[default]
+    Tanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x` where positive, `0.01 x` elsewhere.
+    LeakyRelu,
+    /// `x`.
+    Identity,
+}
+
+/// Slope of [`Activation::LeakyRelu`] below zero.
+const LEAKY_SLOPE: f32 = 0.01;
+
+impl Activation {
+    /// What the forward kernel does with a finished sum.
+    pub(super) fn finish(self) -> Finish<'static> {
+        match self {
+            Self::Tanh => Finish::Tanh,
+            Self::Relu => Finish::Slope(0.0),
+            Self::LeakyRelu => Finish::Slope(LEAKY_SLOPE),
+            Self::Identity => Finish::Store,
+        }
+    }
+
+    /// What the backward kernel does with a finished sum, given the activation's output `h`.
+    pub(super) fn derivative(self, h: &[f32], h_row: usize) -> Finish<'_> {
+        match self {
+            Self::Tanh => Finish::TanhDerivative(h, h_row),
+            Self::Relu => Finish::SlopeDerivative(h, h_row, 0.0),
+            Self::LeakyRelu => Finish::SlopeDerivative(h, h_row, LEAKY_SLOPE),
+            Self::Identity => Finish::Store,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Running normalisation of observations and returns.
+//!
+//! Means and variances are kept in `f64` and merged batch by batch with the parallel formula of Chan, Golub and LeVeque
+//! (1979); a batch is summed in the order of its rows, so the result depends on the batches, not on threads.
+
+use serde::{Deserialize, Serialize};
+
+use crate::AgentError;
+
+/// Added to the variance before its root is taken.
+const EPSILON: f64 = 1e-8;
+
+/// Saved statistics of a [`RunningNorm`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunningNormState {
+    /// Per feature.
+    pub mean: Vec<f64>,
+    /// Per feature, population variance.
+    pub var: Vec<f64>,
+    /// Rows seen.
+    pub count: f64,
+}
+
+/// Running mean and variance per feature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunningNorm {
+    mean: Vec<f64>,
+    var: Vec<f64>,
+    count: f64,
+    /// Mean and 1 / standard deviation as applied.
+    shift: Vec<f32>,
+    factor: Vec<f32>,
+    std: Vec<f32>,
+}
+
+impl RunningNorm {
+    /// For rows of `features`; normalises by mean 0 and variance 1 until the first update.
+    pub fn new(features: usize) -> Self {
+        let mut norm = Self {
+            mean: vec![0.0; features],
+            var: vec![1.0; features],
+            count: 0.0,
+            shift: vec![0.0; features],
+            factor: vec![1.0; features],
+            std: vec![1.0; features],
+        };
+        norm.refresh();
+        norm
+    }
+
+    /// Number of features.
+    pub fn features(&self) -> usize {
+        self.mean.len()
+    }
+
+    /// Includes `rows` `[n, features]`.
+    ///
+    /// # Panics
+    /// If the length is not a multiple of the number of features.
+    pub fn update(&mut self, rows: &[f32]) {
+        let features = self.mean.len();
+        if rows.is_empty() {
+            return;
+        }
+        assert!(features > 0 && rows.len() % features == 0, "rows of RunningNorm::update");
+        let n = (rows.len() / features) as f64;
+        for j in 0..features {
+            let column = || rows[j..].iter().step_by(features).map(|v| f64::from(*v));
+            let mean = column().sum::<f64>() / n;
+            let var = column().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+            let total = self.count + n;
+            let delta = mean - self.mean[j];
+            let squares = self.var[j] * self.count + var * n + delta * delta * (self.count * n / total);
+            self.mean[j] += delta * (n / total);
+            self.var[j] = squares / total;
+        }
+        self.count += n;
+        self.refresh();
+    }
+
+    /// Writes `(x - mean) / std`, limited to `±clip`, for `x` `[n, features]` into `out`.
+    ///
+    /// # Panics
+    /// If the lengths differ or are no multiple of the number of features.
+    pub fn normalize(&self, x: &[f32], out: &mut [f32], clip: f32) {
+        let features = self.mean.len();
+        assert!(x.len() == out.len() && x.len() % features.max(1) == 0, "rows of RunningNorm::normalize");
+        for (x, out) in x.chunks_exact(features.max(1)).zip(out.chunks_exact_mut(features.max(1))) {
+            for (j, (x, out)) in x.iter().zip(out).enumerate() {
+                *out = ((x - self.shift[j]) * self.factor[j]).clamp(-clip, clip);
+            }
+        }
+    }
+
+    /// Standard deviation per feature, as [`RunningNorm::normalize`] divides by it.
+    pub fn std(&self) -> &[f32] {
+        &self.std
+    }
+
+    /// Mean per feature.
+    pub fn mean(&self) -> &[f64] {
+        &self.mean
+    }
+
+    /// Population variance per feature.
+    pub fn var(&self) -> &[f64] {
+        &self.var
+    }
+
+    /// Rows seen.
+    pub fn count(&self) -> f64 {
+        self.count
+    }
+
+    /// Copy of the statistics, for checkpoints.
+    pub fn state(&self) -> RunningNormState {
+        RunningNormState { mean: self.mean.clone(), var: self.var.clone(), count: self.count }
+    }
+
+    /// Replaces the statistics.
+    ///
+    /// # Errors
+    /// [`AgentError::State`] if they are of another number of features, not finite or negative.
+    pub fn load_state(&mut self, state: &RunningNormState) -> Result<(), AgentError> {
+        let error = |tensor: &str, reason: String| Err(AgentError::State { tensor: format!("running_norm.{tensor}"), reason });
+        for (name, values) in [("mean", &state.mean), ("var", &state.var)] {
+            if values.len() != self.mean.len() {
+                return error(name, format!("expected shape [{}], found [{}]", self.mean.len(), values.len()));
+            }
+            if let Some(bad) = values.iter().find(|v| !v.is_finite() || (name == "var" && **v < 0.0)) {
+                return error(name, format!("{bad} is no valid value"));
+            }
+        }
+        if !(state.count.is_finite() && state.count >= 0.0) {
+            return error("count", format!("{} is no valid value", state.count));
+        }
+        self.mean.copy_from_slice(&state.mean);
+        self.var.copy_from_slice(&state.var);
+        self.count = state.count;
+        self.refresh();
+        Ok(())
+    }
+
+    fn refresh(&mut self) {
+        for j in 0..self.mean.len() {
+            let std = (self.var[j] + EPSILON).sqrt();
+            self.shift[j] = self.mean[j] as f32;
+            self.factor[j] = (1.0 / std) as f32;
+            self.std[j] = std as f32;
+        }
+    }
+}
+
+/// Scales rewards by the running standard deviation of discounted returns, which are accumulated per slot.
+///
+/// As `VecNormalize` of Stable-Baselines3: `R = discount · R + r` per slot, the variance of all `R` seen is updated, the
+/// reward is divided by its root (never shifted), and `R` restarts at zero when an episode ends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReturnScale {
+    discount: f32,
+    returns: Vec<f32>,
+    norm: RunningNorm,
+}
+
+impl ReturnScale {
+    /// For `slots` parallel episodes.
+    pub fn new(slots: usize, discount: f32) -> Self {
+        Self { discount, returns: vec![0.0; slots], norm: RunningNorm::new(1) }
+    }
+
+    /// Includes the rewards `[slots]` of one step; `ended[slot]` tells that the slot's episode ended with it, by
+    /// termination or truncation.
+    ///
+    /// # Panics
+    /// If a slice does not have one element per slot.
+    pub fn update(&mut self, rewards: &[f32], ended: &[bool]) {
+        assert!(rewards.len() == self.returns.len() && ended.len() == self.returns.len(), "slots of ReturnScale::update");
+        for (sum, reward) in self.returns.iter_mut().zip(rewards) {
+            *sum = self.discount * *sum + reward;
+        }
+        self.norm.update(&self.returns);
+        for (sum, ended) in self.returns.iter_mut().zip(ended) {
+            if *ended {
+                *sum = 0.0;
+            }
+        }
+    }
+
+    /// Writes `rewards / std`, limited to `±clip`, into `out`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn normalize(&self, rewards: &[f32], out: &mut [f32], clip: f32) {
+        assert_eq!(rewards.len(), out.len(), "rewards of ReturnScale::normalize");
+        let std = self.std();
+        for (r, out) in rewards.iter().zip(out) {
+            *out = (r / std).clamp(-clip, clip);
+        }
+    }
+
+    /// The standard deviation rewards are divided by; 1 before the first update.
+    pub fn std(&self) -> f32 {
+        self.norm.std()[0]
+    }
+
+    /// The accumulated return per slot, and the statistics, for checkpoints.
+    pub fn state(&self) -> (&[f32], RunningNormState) {
+        (&self.returns, self.norm.state())
+    }
+
+    /// Continues from a saved state.
+    ///
+    /// # Errors
+    /// [`AgentError::State`] if it is of another number of slots or invalid.
+    pub fn load_state(&mut self, returns: &[f32], statistics: &RunningNormState) -> Result<(), AgentError> {
+        if returns.len() != self.returns.len() {
+            let reason = format!("expected shape [{}], found [{}]", self.returns.len(), returns.len());
+            return Err(AgentError::State { tensor: "return_scale.returns".into(), reason });
+        }
+        self.norm.load_state(statistics)?;
+        self.returns.copy_from_slice(returns);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{prop_assert, proptest};
+    use steadfast_envs::Rng;
+
+    proptest! {
+        #[test]
+        fn batches_give_the_statistics_of_all_rows(seed: u64, features in 1_usize..5, sizes in proptest::collection::vec(0_usize..20, 1..6)) {
+            let mut rng = Rng::from_seed(seed);
+            let mut norm = RunningNorm::new(features);
+            let mut all: Vec<f32> = Vec::new();
+            for n in sizes {
+                let rows: Vec<f32> = (0..n * features).map(|_| 100.0 + 3.0 * rng.normal_f32()).collect();
+                norm.update(&rows);
+                all.extend(rows);
+            }
+            let n = all.len() / features;
+            prop_assert!(norm.count() == n as f64);
+            for j in 0..if n == 0 { 0 } else { features } {
+                let column: Vec<f64> = all[j..].iter().step_by(features).map(|v| f64::from(*v)).collect();
+                let mean = column.iter().sum::<f64>() / n as f64;
+                let var = column.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
+                prop_assert!((norm.mean()[j] - mean).abs() < 1e-9);
+                prop_assert!((norm.var()[j] - var).abs() < 1e-9 * var.max(1.0));
+            }
+        }
+    }
+
+    #[test]
+    fn normalised_data_have_mean_zero_and_variance_one_and_are_clipped() {
+        let mut rng = Rng::from_seed(1);
+        let rows: Vec<f32> =
+            (0..4000).map(|i| if i % 2 == 0 { 5.0 + 2.0 * rng.normal_f32() } else { -1.0 + 0.1 * rng.normal_f32() }).collect();
+        let mut norm = RunningNorm::new(2);
+        norm.update(&rows);
+        let mut out = vec![0.0; rows.len()];
+        norm.normalize(&rows, &mut out, 10.0);
+        for j in 0..2 {
+            let column: Vec<f64> = out[j..].iter().step_by(2).map(|v| f64::from(*v)).collect();
+            let mean = column.iter().sum::<f64>() / 2000.0;
+            let var = column.iter().map(|v| v * v).sum::<f64>() / 2000.0 - mean * mean;
+            assert!(mean.abs() < 1e-5 && (var - 1.0).abs() < 1e-4);
+        }
+        norm.normalize(&rows, &mut out, 0.5);
+        assert!(out.iter().all(|v| v.abs() <= 0.5));
+        assert!((norm.std()[0] - 2.0).abs() < 0.1);
+        let mut other = RunningNorm::new(2);
+        other.load_state(&norm.state()).unwrap();
+        assert_eq!(other, norm);
+        assert!(RunningNorm::new(3).load_state(&norm.state()).is_err());
+    }
+
+    #[test]
+    fn returns_restart_at_the_end_of_an_episode() {
+        let mut scale = ReturnScale::new(2, 0.5);
+        scale.update(&[1.0, 2.0], &[false, true]);
+        scale.update(&[1.0, 2.0], &[false, false]);
+        let (returns, statistics) = scale.state();
+        assert_eq!(returns, [1.5, 2.0]);
+        // Returns seen: 1, 2, 1.5, 2.
+        assert!((statistics.var[0] - 0.171_875).abs() < 1e-12);
+        let mut out = [0.0];
+        scale.normalize(&[1.0], &mut out, 10.0);
+        assert!((f64::from(out[0]) - 1.0 / 0.171_875_f64.sqrt()).abs() < 1e-5);
+        let mut again = ReturnScale::new(2, 0.5);
+        again.load_state(returns, &statistics).unwrap();
+        assert_eq!(again, scale);
+    }
+}
