@@ -1,5 +1,19 @@
 //! Networks, algorithms and robust regularisers.
-pub mod error;
-pub mod nn;
+//!
+//! A [`Learner`] owns a policy and improves it from rollouts; which one, and with which [`regularizers::Regularizer`],
+//! is the choice of an [`AgentConfig`] and a [`RegularizerConfig`]. Control networks live in [`nn`], the meaning of their
+//! outputs in [`head`].
 
+pub mod algorithms;
+pub mod config;
+pub mod error;
+pub mod head;
+pub mod learner;
+pub mod nn;
+pub mod regularizers;
+pub mod returns;
+
+pub use config::AgentConfig;
 pub use error::AgentError;
+pub use learner::{Array, Learner, Metrics, StateDict};
+pub use regularizers::RegularizerConfig;

@@ -1,5 +1,13 @@
 //! Collecting experience: a vector of environments, a policy, and the arrays between them and a learner.
 
+mod batch;
+mod engine;
+mod episode;
 mod policy;
+mod vector;
 
+pub use batch::RolloutBatch;
+pub use engine::{RolloutEngine, RolloutOptions};
+pub use episode::{EpisodeLog, EpisodeStats};
 pub use policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy};
+pub use vector::{StepBuffers, VectorEnv};

@@ -1,0 +1,3 @@
+//! One file per algorithm, readable from top to bottom.
+
+pub mod ppo;

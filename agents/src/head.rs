@@ -1,0 +1,225 @@
+//! What the outputs of a policy network mean: a distribution over actions.
+
+use steadfast_envs::{ActMode, Rng, Space};
+
+use crate::AgentError;
+use crate::nn::categorical::{self, CategoricalWork};
+use crate::nn::distance::squared_l2;
+use crate::nn::gaussian::{self, GaussianWork, KlGradients};
+use crate::nn::squashed_gaussian::{self, ActionBox, SquashedWork};
+
+/// How far apart two outputs of a policy are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Distance {
+    /// Divergence of the perturbed distribution from the clean one.
+    Kl,
+    /// Squared Euclidean distance of the network outputs (logits or means).
+    L2,
+}
+
+/// The distribution that a policy network's outputs stand for, `[rows, width]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PolicyHead {
+    /// Outputs are logits of `n` choices.
+    Categorical {
+        /// Number of choices.
+        n: usize,
+    },
+    /// Outputs are means of independent normals, whose deviations do not depend on the observation.
+    Gaussian {
+        /// Logarithms of the deviations, `[width]`; parameters of the policy.
+        log_std: Vec<f32>,
+    },
+    /// As `Gaussian`, then through tanh and stretched to the box.
+    Squashed {
+        /// Logarithms of the deviations before tanh, `[width]`.
+        log_std: Vec<f32>,
+        /// The box of actions.
+        bounds: ActionBox,
+    },
+}
+
+/// The chosen actions of some rows: indices `[rows]` or vectors `[rows, width]`, the other one empty.
+#[derive(Debug, Clone, Copy)]
+pub struct ActionRows<'a> {
+    /// `[rows]`.
+    pub indices: &'a [u32],
+    /// `[rows, width]`.
+    pub vectors: &'a [f32],
+}
+
+/// Log-probabilities and entropies of some rows, and what their gradients need.
+#[derive(Debug, Default)]
+pub struct Evaluation {
+    /// `[rows]`.
+    pub log_prob: Vec<f32>,
+    /// `[rows]`.
+    pub entropy: Vec<f32>,
+    categorical: CategoricalWork,
+    gaussian: GaussianWork,
+    squashed: SquashedWork,
+    pre: Vec<f32>,
+    d_log_prob: Vec<f32>,
+}
+
+impl PolicyHead {
+    /// The head for an action space. `squashed` matters for boxes only.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] if a squashed policy meets an unbounded box.
+    pub fn new(space: &Space, squashed: bool, initial_log_std: f32) -> Result<Self, AgentError> {
+        match space {
+            Space::Discrete { n } => Ok(Self::Categorical { n: *n }),
+            Space::Box { low, high } if squashed => {
+                Ok(Self::Squashed { log_std: vec![initial_log_std; low.len()], bounds: ActionBox::new(low, high)? })
+            }
+            Space::Box { low, .. } => Ok(Self::Gaussian { log_std: vec![initial_log_std; low.len()] }),
+        }
+    }
+
+    /// Network outputs per row, and numbers per continuous action.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Categorical { n } => *n,
+            Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => log_std.len(),
+        }
+    }
+
+    /// Logarithms of the deviations; empty for categorical policies.
+    pub fn log_std(&self) -> &[f32] {
+        match self {
+            Self::Categorical { .. } => &[],
+            Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => log_std,
+        }
+    }
+
+    /// The same, to be trained.
+    pub fn log_std_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Categorical { .. } => &mut [],
+            Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => log_std,
+        }
+    }
+
+    /// Chooses the index of one row.
+    ///
+    /// # Panics
+    /// If the actions are continuous.
+    pub fn choose_index(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng) -> u32 {
+        let Self::Categorical { n } = self else { panic!("a continuous head chooses vectors") };
+        let logits = &outputs[row * n..(row + 1) * n];
+        match mode {
+            ActMode::Sample => categorical::sample(logits, rng).0,
+            ActMode::Greedy => categorical::greedy(logits).0,
+        }
+    }
+
+    /// Chooses the action vector of one row. `room` is overwritten.
+    ///
+    /// # Panics
+    /// If the actions are discrete.
+    pub fn choose_vector(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng, action: &mut [f32], room: &mut Evaluation) {
+        let width = self.width();
+        let mean = &outputs[row * width..(row + 1) * width];
+        match self {
+            Self::Categorical { .. } => panic!("a discrete head chooses indices"),
+            Self::Gaussian { log_std } => match mode {
+                ActMode::Sample => gaussian::sample(mean, log_std, rng, action),
+                ActMode::Greedy => gaussian::greedy(mean, log_std, action),
+            },
+            Self::Squashed { log_std, bounds } => {
+                room.pre.resize(width, 0.0);
+                let (pre, work) = (&mut room.pre[..width], &mut room.squashed);
+                match mode {
+                    ActMode::Sample => squashed_gaussian::sample(mean, log_std, bounds, rng, pre, action, work),
+                    ActMode::Greedy => squashed_gaussian::greedy(mean, log_std, bounds, pre, action, work),
+                }
+            }
+        };
+    }
+
+    /// Log-probabilities of the chosen actions and entropies, into `out`. The entropy of a squashed policy is its
+    /// one-sample estimate, the negative log-probability.
+    pub fn evaluate(&self, outputs: &[f32], rows: usize, chosen: ActionRows<'_>, out: &mut Evaluation) {
+        out.log_prob.resize(rows, 0.0);
+        out.entropy.resize(rows, 0.0);
+        match self {
+            Self::Categorical { n } => {
+                categorical::evaluate(outputs, rows, *n, chosen.indices, &mut out.log_prob, &mut out.entropy, &mut out.categorical);
+            }
+            Self::Gaussian { log_std } => {
+                gaussian::evaluate(outputs, log_std, rows, chosen.vectors, &mut out.log_prob, &mut out.entropy, &mut out.gaussian);
+            }
+            Self::Squashed { log_std, bounds } => {
+                out.pre.resize(rows * bounds.len(), 0.0);
+                squashed_gaussian::inverse(bounds, chosen.vectors, &mut out.pre);
+                squashed_gaussian::evaluate(outputs, log_std, bounds, rows, &out.pre, &mut out.log_prob, &mut out.squashed);
+                out.entropy.iter_mut().zip(&out.log_prob).for_each(|(e, l)| *e = -l);
+            }
+        }
+    }
+
+    /// Adds the gradient of `Σ d_log_prob · log_prob + d_entropy · entropy` of the last [`PolicyHead::evaluate`] to
+    /// `d_outputs` and `d_log_std`.
+    pub fn backward(
+        &self,
+        chosen: ActionRows<'_>,
+        evaluation: &mut Evaluation,
+        d_log_prob: &[f32],
+        d_entropy: &[f32],
+        d_outputs: &mut [f32],
+        d_log_std: &mut [f32],
+    ) {
+        match self {
+            Self::Categorical { .. } => categorical::backward(&evaluation.categorical, chosen.indices, d_log_prob, d_entropy, d_outputs),
+            Self::Gaussian { .. } => gaussian::backward(&evaluation.gaussian, d_log_prob, d_entropy, d_outputs, d_log_std),
+            Self::Squashed { .. } => {
+                evaluation.d_log_prob.clear();
+                evaluation.d_log_prob.extend(d_log_prob.iter().zip(d_entropy).map(|(l, e)| l - e));
+                squashed_gaussian::backward(&evaluation.squashed, &evaluation.d_log_prob, d_outputs, d_log_std);
+            }
+        }
+    }
+
+    /// Distance of `perturbed` from `clean` outputs per row, into `value`; adds the gradient of `weight · Σ value`.
+    ///
+    /// Deviations do not depend on the observation, so both distributions share them; squashing does not change the
+    /// divergence, because it is one and the same invertible map for both.
+    pub fn divergence(
+        &self,
+        distance: Distance,
+        perturbed: &[f32],
+        clean: &[f32],
+        rows: usize,
+        weight: f32,
+        value: &mut [f32],
+        d_perturbed: Option<&mut [f32]>,
+        d_clean: Option<&mut [f32]>,
+        d_log_std: Option<&mut [f32]>,
+    ) {
+        match (distance, self) {
+            (Distance::L2, _) => squared_l2(perturbed, clean, rows, self.width(), value, weight, d_perturbed, d_clean),
+            (Distance::Kl, Self::Categorical { n }) => categorical::kl(perturbed, clean, rows, *n, value, weight, d_perturbed, d_clean),
+            (Distance::Kl, Self::Gaussian { log_std } | Self::Squashed { log_std, .. }) => {
+                // The derivative with respect to the shared deviation is the sum of those of its two roles.
+                let gradients = KlGradients { mean_p: d_perturbed, log_std_p: None, mean_q: d_clean, log_std_q: None };
+                gaussian::kl(perturbed, log_std, clean, log_std, rows, value, weight, gradients);
+                if let Some(d_log_std) = d_log_std {
+                    shared_std_gradient(perturbed, clean, log_std, weight, d_log_std);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the derivative of `weight · Σ ½ ((m′ − m) / σ)²` with respect to `ln σ`.
+fn shared_std_gradient(perturbed: &[f32], clean: &[f32], log_std: &[f32], weight: f32, d_log_std: &mut [f32]) {
+    let width = log_std.len();
+    for (p, q) in perturbed.chunks_exact(width).zip(clean.chunks_exact(width)) {
+        for ((d, l), (a, b)) in d_log_std.iter_mut().zip(log_std).zip(p.iter().zip(q)) {
+            let z = (a - b) * (-l).exp();
+            *d -= weight * z * z;
+        }
+    }
+}

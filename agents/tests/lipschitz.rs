@@ -1,0 +1,249 @@
+//! The Lipschitz penalty against closed forms, finite differences and its own promises.
+
+use steadfast_agents::RegularizerConfig;
+use steadfast_agents::head::{Distance, PolicyHead};
+use steadfast_agents::nn::{Activation, Mlp, Trace};
+use steadfast_agents::regularizers::lipschitz::{GaussianConfig, Gradient, LipschitzConfig, Norm};
+use steadfast_agents::regularizers::{Observed, Penalty, PenaltyGradients};
+use steadfast_envs::{Rng, SeedTree};
+
+/// Gradients and value of a penalty on a batch.
+struct Outcome {
+    penalty: Penalty,
+    /// Total derivative with respect to the weights: through the perturbed and the clean outputs.
+    weights: Vec<f32>,
+    log_std: Vec<f32>,
+}
+
+fn evaluate(config: &RegularizerConfig, net: &Mlp, head: &PolicyHead, inputs: &[f32], unit: &[f32], seed: u64) -> Outcome {
+    let rows = inputs.len() / net.input();
+    let mut trace = Trace::default();
+    net.forward_train(inputs, rows, &mut trace);
+    let outputs = trace.output().to_vec();
+    let observed = Observed { rows, inputs, unit, outputs: &outputs, head };
+    let mut d_outputs = vec![0.0; outputs.len()];
+    let mut weights = vec![0.0; net.n_parameters()];
+    let mut log_std = vec![0.0; head.log_std().len()];
+    let mut regularizer = config.build(Rng::from_seed(seed));
+    let mut gradients = PenaltyGradients { outputs: &mut d_outputs, weights: &mut weights, log_std: &mut log_std };
+    let penalty = regularizer.penalty(net, &observed, 1.0, &mut gradients).unwrap();
+    net.backward(&mut trace, &d_outputs, Some(&mut weights), None);
+    Outcome { penalty, weights, log_std }
+}
+
+/// A linear map `[outputs, inputs]` as a network without hidden layers.
+fn linear(rows: &[&[f32]]) -> Mlp {
+    let (output, input) = (rows.len(), rows[0].len());
+    let mut net = Mlp::new(input, &[], output, Activation::Tanh, 1.0, 1.0, &mut SeedTree::new(0).rng()).unwrap();
+    let flat: Vec<f32> = rows.concat();
+    net.load_tensors(&|name| match name {
+        "layers.0.weight" => Some((vec![output, input], flat.clone())),
+        "layers.0.bias" => Some((vec![output], vec![0.25; output])),
+        _ => None,
+    })
+    .unwrap();
+    net
+}
+
+fn random_net(output_gain: f32) -> Mlp {
+    Mlp::new(6, &[32, 32], 4, Activation::Tanh, 1.5, output_gain, &mut SeedTree::new(5).rng()).unwrap()
+}
+
+fn random_inputs(n: usize) -> Vec<f32> {
+    let mut rng = Rng::from_seed(3);
+    (0..n).map(|_| rng.normal_f32()).collect()
+}
+
+fn adversarial(radius: f64, steps: usize, norm: Norm, distance: Distance) -> RegularizerConfig {
+    RegularizerConfig::Lipschitz(LipschitzConfig { radius, steps, norm, distance, ..Default::default() })
+}
+
+/// Largest eigenvalue of a symmetric matrix by power iteration.
+fn top_eigenvalue(matrix: &[Vec<f64>]) -> f64 {
+    let n = matrix.len();
+    let mut v: Vec<f64> = (0..n).map(|i| 1.0 + 0.1 * i as f64).collect();
+    let mut value = 0.0;
+    for _ in 0..2000 {
+        let next: Vec<f64> = (0..n).map(|i| (0..n).map(|j| matrix[i][j] * v[j]).sum()).collect();
+        value = next.iter().map(|x| x * x).sum::<f64>().sqrt();
+        v = next.iter().map(|x| x / value).collect();
+    }
+    value
+}
+
+const WEIGHTS: [&[f32]; 2] = [&[2.0, -1.0, 0.5], &[0.5, 1.0, 0.25]];
+
+/// `Wᵀ M W` for the two-row test matrix.
+fn sandwich(middle: [[f64; 2]; 2]) -> Vec<Vec<f64>> {
+    let w = |o: usize, i: usize| f64::from(WEIGHTS[o][i]);
+    (0..3).map(|i| (0..3).map(|j| (0..2).map(|a| (0..2).map(|b| w(a, i) * middle[a][b] * w(b, j)).sum::<f64>()).sum()).collect()).collect()
+}
+
+#[test]
+fn ascent_on_a_linear_map_finds_the_top_singular_value() {
+    let net = linear(&WEIGHTS);
+    let head = PolicyHead::Categorical { n: 2 };
+    let expected = 0.3_f64.powi(2) * top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]]));
+    let config = LipschitzConfig { radius: 0.3, steps: 50, step_size: Some(0.3), distance: Distance::L2, ..Default::default() };
+    let outcome = evaluate(&RegularizerConfig::Lipschitz(config), &net, &head, &random_inputs(30), &[1.0; 3], 1);
+    assert!((outcome.penalty.value / expected - 1.0).abs() < 1e-4, "{} {expected}", outcome.penalty.value);
+}
+
+#[test]
+fn one_sign_step_solves_a_single_linear_output() {
+    let net = linear(&[&[2.0, -1.0, 0.5]]);
+    let head = PolicyHead::Gaussian { log_std: vec![0.0] };
+    let outcome = evaluate(&adversarial(0.2, 1, Norm::Linf, Distance::L2), &net, &head, &random_inputs(12), &[1.0; 3], 1);
+    let expected = (0.2_f64 * 3.5).powi(2);
+    assert!((outcome.penalty.value / expected - 1.0).abs() < 1e-3);
+    // With deviation 1 the divergence is half the squared distance.
+    let kl = evaluate(&adversarial(0.2, 1, Norm::Linf, Distance::Kl), &net, &head, &random_inputs(12), &[1.0; 3], 1);
+    assert!((kl.penalty.value / (0.5 * expected) - 1.0).abs() < 1e-3);
+}
+
+#[test]
+fn divergence_of_a_small_ball_is_half_the_fisher_form() {
+    let net = linear(&WEIGHTS);
+    let head = PolicyHead::Categorical { n: 2 };
+    let input = [0.3, -0.2, 0.1];
+    let logit = |o: usize| -> f64 { (0..3).map(|i| f64::from(WEIGHTS[o][i] * input[i])).sum() };
+    let p = 1.0 / (1.0 + (logit(1) - logit(0)).exp());
+    let fisher = [[p * (1.0 - p), -p * (1.0 - p)], [-p * (1.0 - p), p * (1.0 - p)]];
+    let radius = 0.02;
+    let expected = 0.5 * radius * radius * top_eigenvalue(&sandwich(fisher));
+    let outcome = evaluate(&adversarial(radius, 50, Norm::L2, Distance::Kl), &net, &head, &input, &[1.0; 3], 1);
+    assert!((outcome.penalty.value / expected - 1.0).abs() < 0.03, "{} {expected}", outcome.penalty.value);
+}
+
+#[test]
+fn gradients_match_central_differences() {
+    let inputs = random_inputs(6 * 6);
+    let unit = [1.0, 0.5, 2.0, 1.0, 1.0];
+    for head in [PolicyHead::Categorical { n: 4 }, PolicyHead::Gaussian { log_std: vec![-0.3, 0.1, 0.2, 0.0] }] {
+        for distance in [Distance::Kl, Distance::L2] {
+            // A drawn perturbation does not depend on the weights, so the whole derivative is what the penalty reports.
+            let gaussian = GaussianConfig { radius: 0.8, distance, gradient: Gradient::Detached, ..Default::default() };
+            let config = RegularizerConfig::Gaussian(gaussian);
+            let net = random_net(1.0);
+            let outcome = evaluate(&config, &net, &head, &inputs, &unit, 7);
+            let at = |index: usize, h: f32| {
+                let mut other = net.clone();
+                other.parameters_mut()[index] += h;
+                evaluate(&config, &other, &head, &inputs, &unit, 7).penalty.value
+            };
+            let largest = outcome.weights.iter().fold(0.0_f32, |m, g| m.max(g.abs()));
+            let mut checked = 0;
+            for index in (0..net.n_parameters()).step_by(37).filter(|&i| net.parameters()[i] != 0.0) {
+                let h = 5e-3;
+                let numeric = (at(index, h) - at(index, -h)) / f64::from(2.0 * h);
+                let error = (numeric - f64::from(outcome.weights[index])).abs();
+                assert!(error < 0.01 * f64::from(largest) + 1e-5, "{head:?} {distance:?} {index}: {numeric} {}", outcome.weights[index]);
+                checked += 1;
+            }
+            assert!(checked > 20);
+            if let (PolicyHead::Gaussian { log_std }, Distance::Kl) = (&head, distance) {
+                let at = |h: f32| {
+                    let mut moved = log_std.clone();
+                    moved[1] += h;
+                    evaluate(&config, &net, &PolicyHead::Gaussian { log_std: moved }, &inputs, &unit, 7).penalty.value
+                };
+                let numeric = (at(1e-2) - at(-1e-2)) / 2e-2;
+                assert!((numeric - f64::from(outcome.log_std[1])).abs() < 0.01 * numeric.abs() + 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn perturbations_stay_in_their_ball_and_off_the_index() {
+    let head = PolicyHead::Categorical { n: 4 };
+    let inputs = random_inputs(6 * 50);
+    for norm in [Norm::L2, Norm::Linf] {
+        for steps in [0, 1, 3, 10] {
+            let outcome = evaluate(&adversarial(0.1, steps, norm, Distance::Kl), &random_net(1.0), &head, &inputs, &[1.0; 6], 1);
+            assert!(outcome.penalty.relative_norm <= 1.0 + 1e-6, "{norm:?} {steps}");
+            assert!(steps == 0 || outcome.penalty.relative_norm > 0.95, "{norm:?} {steps}: {}", outcome.penalty.relative_norm);
+        }
+    }
+    // Only the last feature, which is not perturbable, reaches the output.
+    let blind = linear(&[&[0.0, 0.0, 3.0], &[0.0, 0.0, -3.0]]);
+    let outcome =
+        evaluate(&adversarial(0.5, 5, Norm::L2, Distance::L2), &blind, &PolicyHead::Categorical { n: 2 }, &random_inputs(9), &[1.0; 2], 1);
+    assert_eq!(outcome.penalty.value, 0.0);
+}
+
+#[test]
+fn units_stretch_the_ball() {
+    let net = linear(&[&[1.0, 1.0]]);
+    let head = PolicyHead::Gaussian { log_std: vec![0.0] };
+    let value = |unit: [f32; 2]| evaluate(&adversarial(0.1, 1, Norm::Linf, Distance::L2), &net, &head, &[0.0, 0.0], &unit, 1).penalty.value;
+    assert!((value([1.0, 1.0]) / 0.2_f64.powi(2) - 1.0).abs() < 1e-3);
+    assert!((value([3.0, 1.0]) / 0.4_f64.powi(2) - 1.0).abs() < 1e-3);
+    assert!((value([0.0, 1.0]) / 0.1_f64.powi(2) - 1.0).abs() < 1e-3);
+}
+
+#[test]
+fn attacks_beat_noise_and_grow_with_steps_and_radius() {
+    let head = PolicyHead::Categorical { n: 4 };
+    let (net, inputs) = (random_net(3.0), random_inputs(6 * 200));
+    let value = |config: &RegularizerConfig| evaluate(config, &net, &head, &inputs, &[1.0; 6], 1).penalty.value;
+    let drawn = value(&RegularizerConfig::Gaussian(GaussianConfig { radius: 0.2, ..Default::default() }));
+    let one = value(&adversarial(0.2, 1, Norm::L2, Distance::Kl));
+    let twenty = value(&adversarial(0.2, 20, Norm::L2, Distance::Kl));
+    assert!(one > 2.0 * drawn, "{one} {drawn}");
+    assert!(twenty >= one, "{twenty} {one}");
+    let mut last = 0.0;
+    for radius in [0.0, 0.05, 0.1, 0.2, 0.4] {
+        let v = value(&adversarial(radius, 20, Norm::L2, Distance::Kl));
+        assert!(v >= last);
+        last = v;
+    }
+}
+
+#[test]
+fn duplicating_the_batch_changes_nothing() {
+    let (net, head, inputs) = (random_net(1.0), PolicyHead::Categorical { n: 4 }, random_inputs(6 * 64));
+    let twice = [inputs.clone(), inputs.clone()].concat();
+    let config = adversarial(0.1, 30, Norm::L2, Distance::Kl);
+    let (a, b) = (evaluate(&config, &net, &head, &inputs, &[1.0; 6], 1), evaluate(&config, &net, &head, &twice, &[1.0; 6], 2));
+    assert!((a.penalty.value / b.penalty.value - 1.0).abs() < 0.02);
+    let (dot, aa, bb) = a.weights.iter().zip(&b.weights).fold((0.0, 0.0, 0.0), |(d, x, y), (p, q)| (d + p * q, x + p * p, y + q * q));
+    assert!(dot / (aa * bb).sqrt() > 0.99 && (aa / bb - 1.0_f32).abs() < 0.1);
+}
+
+#[test]
+fn target_clean_leaves_the_clean_output_alone() {
+    let (net, head, inputs) = (random_net(1.0), PolicyHead::Categorical { n: 4 }, random_inputs(6 * 8));
+    let rows = 8;
+    let mut trace = Trace::default();
+    net.forward_train(&inputs, rows, &mut trace);
+    for (gradient, touched) in [(Gradient::Detached, true), (Gradient::TargetClean, false)] {
+        let config = RegularizerConfig::Lipschitz(LipschitzConfig { gradient, radius: 0.3, ..Default::default() });
+        let observed = Observed { rows, inputs: &inputs, unit: &[1.0; 6], outputs: trace.output(), head: &head };
+        let (mut outputs, mut weights) = (vec![0.0; rows * 4], vec![0.0; net.n_parameters()]);
+        let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
+        config.build(Rng::from_seed(1)).penalty(&net, &observed, 1.0, &mut gradients).unwrap();
+        assert_eq!(outputs.iter().any(|g| *g != 0.0), touched);
+        assert!(weights.iter().any(|g| *g != 0.0));
+    }
+}
+
+#[test]
+fn the_bound_reaches_the_constant_of_a_linear_map() {
+    let net = linear(&WEIGHTS);
+    let head = PolicyHead::Categorical { n: 2 };
+    let inputs = random_inputs(60);
+    let mut trace = Trace::default();
+    net.forward_train(&inputs, 20, &mut trace);
+    let observed = Observed { rows: 20, inputs: &inputs, unit: &[1.0; 3], outputs: trace.output(), head: &head };
+    let constant = top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]])).sqrt();
+    let bound = adversarial(0.3, 1, Norm::Linf, Distance::Kl).build(Rng::from_seed(1)).lipschitz_lower_bound(&net, &observed);
+    assert!(bound <= constant * (1.0 + 1e-4) && bound > 0.999 * constant, "{bound} {constant}");
+}
+
+#[test]
+fn warm_up_grows_linearly() {
+    let config = RegularizerConfig::Lipschitz(LipschitzConfig { weight: 2.0, warmup_fraction: 0.5, ..Default::default() });
+    let regularizer = config.build(Rng::from_seed(1));
+    assert_eq!([0.0, 0.125, 0.25, 0.5, 1.0].map(|p| regularizer.weight(p)), [0.0, 0.5, 1.0, 2.0, 2.0]);
+}

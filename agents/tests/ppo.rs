@@ -1,0 +1,304 @@
+//! PPO learns small worlds in seconds, is exact where it promises to be, and refuses what does not fit.
+
+use steadfast_agents::algorithms::ppo::{
+    AdvantageNormalization, ContinuousPolicy, Critic, Ppo, PpoConfig, RewardScaling, RewardSharing, Schedule, Sharing,
+};
+use steadfast_agents::head::Distance;
+use steadfast_agents::nn::Activation;
+use steadfast_agents::regularizers::lipschitz::{GaussianConfig, Gradient, LipschitzConfig, Norm, Scale};
+use steadfast_agents::{AgentError, Learner, Metrics, RegularizerConfig, StateDict};
+use steadfast_envs::particle::{SimpleSpreadConfig, SimpleTagConfig};
+use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig};
+use steadfast_envs::{ActMode, EnvConfig, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotWriter, VectorEnv};
+
+const SLOTS: usize = 8;
+
+/// A run small enough for a test.
+struct Run {
+    engine: RolloutEngine,
+    learner: Ppo,
+    batch: RolloutBatch,
+    updates: usize,
+}
+
+impl Run {
+    fn new(env: &EnvConfig, config: &PpoConfig, regularizer: Option<&RegularizerConfig>, seed: u64) -> Self {
+        let seeds = SeedTree::new(seed);
+        let envs = (0..SLOTS).map(|_| env.build().expect("a valid world")).collect();
+        let vector = VectorEnv::new(envs, seeds.child("environment")).expect("equal worlds");
+        let learner = Ppo::new(config, regularizer, vector.spec(), SLOTS, seeds.child("learner")).expect("a valid learner");
+        let options = RolloutOptions { with_state: learner.uses_state(), reward_fn: None };
+        let engine = RolloutEngine::new(vector, seeds.child("policy"), options).expect("a state where it is asked for");
+        Self { engine, learner, batch: RolloutBatch::default(), updates: 0 }
+    }
+
+    fn update(&mut self, total: usize) -> Metrics {
+        let steps = self.learner.rollout_steps();
+        self.engine.collect(self.learner.policy(), steps, ActMode::Sample, &mut self.batch).expect("finite numbers");
+        let progress = self.updates as f64 / total as f64;
+        self.updates += 1;
+        self.learner.update(&self.batch, progress).expect("finite numbers").clone()
+    }
+
+    fn train(&mut self, updates: usize) -> Metrics {
+        (0..updates).map(|_| self.update(updates)).last().expect("at least one update")
+    }
+
+    fn mean_return(&mut self, mode: ActMode) -> f64 {
+        let log = self.engine.evaluate(self.learner.policy(), 40, mode).expect("finite numbers");
+        log.iter().map(|e| e.agent_mean()).sum::<f64>() / log.len() as f64
+    }
+}
+
+/// Settings that learn small worlds quickly.
+fn quick() -> PpoConfig {
+    PpoConfig {
+        rollout_steps: 32,
+        minibatch_size: 64,
+        epochs: 6,
+        learning_rate: 3e-3,
+        policy_hidden: vec![32],
+        critic_hidden: vec![32],
+        entropy_coefficient: 0.005,
+        ..PpoConfig::default()
+    }
+}
+
+fn identity(continuous_actions: bool, n_agents: usize) -> EnvConfig {
+    EnvConfig::Identity(IdentityConfig { continuous_actions, n_agents, ..Default::default() })
+}
+
+#[test]
+fn learns_the_identity() {
+    let mut run = Run::new(&identity(false, 1), &quick(), None, 1);
+    assert!(run.mean_return(ActMode::Sample) < 8.0);
+    run.train(30);
+    assert!(run.mean_return(ActMode::Greedy) > 19.5);
+}
+
+#[test]
+fn learns_the_identity_with_continuous_actions() {
+    for policy in [ContinuousPolicy::Gaussian, ContinuousPolicy::SquashedGaussian] {
+        let config = PpoConfig { continuous_policy: policy, initial_log_std: -0.5, entropy_coefficient: 0.0, ..quick() };
+        let mut run = Run::new(&identity(true, 1), &config, None, 2);
+        let before = run.mean_return(ActMode::Greedy);
+        run.train(50);
+        let after = run.mean_return(ActMode::Greedy);
+        assert!(before < 12.0 && after > 17.5, "{policy:?}: {before} -> {after}");
+    }
+}
+
+#[test]
+fn teams_learn_with_every_sharing_and_critic() {
+    for (sharing, critic, agent_index) in [
+        (Sharing::All, Critic::Local, false),
+        (Sharing::Group, Critic::Central, true),
+        (Sharing::None, Critic::Central, false),
+        (Sharing::None, Critic::Local, true),
+    ] {
+        let config = PpoConfig { sharing, critic, agent_index, ..quick() };
+        let mut run = Run::new(&identity(false, 3), &config, None, 3);
+        run.train(25);
+        let mean = run.mean_return(ActMode::Greedy);
+        assert!(mean > 18.0, "{sharing:?} {critic:?}: {mean}");
+    }
+}
+
+#[test]
+fn credit_reaches_back_over_time_and_arms_are_told_apart() {
+    let mut run = Run::new(&EnvConfig::Chain(ChainConfig::default()), &quick(), None, 4);
+    run.train(30);
+    let mean = run.mean_return(ActMode::Greedy);
+    assert!(mean >= 1.0, "{mean}");
+    let mut run = Run::new(&EnvConfig::Bandit(BanditConfig::default()), &quick(), None, 5);
+    run.train(15);
+    assert!(run.mean_return(ActMode::Greedy) > 8.5);
+}
+
+#[test]
+fn every_option_still_learns() {
+    let config = PpoConfig {
+        normalize_observations: true,
+        reward_scaling: RewardScaling::ReturnStd,
+        reward_sharing: RewardSharing::TeamMean,
+        value_clip_range: Some(0.5),
+        target_kl: Some(0.05),
+        learning_rate_schedule: Schedule::Linear,
+        advantage_normalization: AdvantageNormalization::Batch,
+        activation: Activation::Relu,
+        critic_learning_rate: Some(5e-3),
+        ..quick()
+    };
+    let mut run = Run::new(&identity(false, 2), &config, None, 6);
+    let last = run.train(40);
+    let mean = run.mean_return(ActMode::Greedy);
+    assert!(mean > 18.0, "{mean}");
+    assert!(last.get("train/learning_rate").unwrap() < 3e-3 / 30.0);
+}
+
+#[test]
+fn the_ratio_is_one_on_the_first_pass() {
+    // One epoch over one minibatch: the only pass sees the policy that collected.
+    for env in [identity(false, 2), identity(true, 2), EnvConfig::SimpleSpread(SimpleSpreadConfig::default())] {
+        let config = PpoConfig {
+            epochs: 1,
+            minibatch_size: 1 << 20,
+            normalize_observations: true,
+            advantage_normalization: AdvantageNormalization::None,
+            ..quick()
+        };
+        let mut run = Run::new(&env, &config, None, 7);
+        for _ in 0..3 {
+            let metrics = run.update(3);
+            assert_eq!(metrics.get("train/approx_kl"), Some(0.0), "{}", env.name());
+            assert_eq!(metrics.get("train/clip_fraction"), Some(0.0));
+        }
+    }
+}
+
+#[test]
+fn target_kl_stops_the_passes() {
+    let config = PpoConfig { target_kl: Some(1e-4), learning_rate: 0.03, epochs: 10, ..quick() };
+    let mut run = Run::new(&identity(false, 1), &config, None, 8);
+    assert!(run.update(2).get("train/epochs").unwrap() < 10.0);
+}
+
+fn ernie(weight: f64) -> LipschitzConfig {
+    LipschitzConfig { weight, warmup_fraction: 0.0, radius: 0.3, probe_every: 1, ..Default::default() }
+}
+
+fn weights_after(regularizer: Option<&RegularizerConfig>, env: &EnvConfig) -> StateDict {
+    let mut run = Run::new(env, &quick(), regularizer, 9);
+    run.train(4);
+    let mut state = run.learner.state();
+    state.arrays.retain(|name, _| !name.contains("regularizer") && !name.contains("observation."));
+    state
+}
+
+#[test]
+fn weight_zero_is_the_unregularised_run_bit_for_bit() {
+    for env in [identity(false, 2), identity(true, 1)] {
+        let plain = weights_after(None, &env);
+        assert_eq!(plain, weights_after(Some(&RegularizerConfig::Lipschitz(ernie(0.0))), &env));
+        let gaussian = GaussianConfig { weight: 0.0, ..Default::default() };
+        assert_eq!(plain, weights_after(Some(&RegularizerConfig::Gaussian(gaussian)), &env));
+        assert_ne!(plain, weights_after(Some(&RegularizerConfig::Lipschitz(ernie(0.5))), &env));
+        // A ball without room has no penalty either.
+        let pointlike = LipschitzConfig { radius: 0.0, ..ernie(0.5) };
+        assert_eq!(plain, weights_after(Some(&RegularizerConfig::Lipschitz(pointlike)), &env));
+    }
+}
+
+#[test]
+fn every_regulariser_learns_and_reports() {
+    for regularizer in [
+        RegularizerConfig::Lipschitz(ernie(0.02)),
+        RegularizerConfig::Lipschitz(LipschitzConfig { norm: Norm::Linf, steps: 3, gradient: Gradient::TargetClean, ..ernie(0.02) }),
+        RegularizerConfig::Lipschitz(LipschitzConfig { scale: Scale::Absolute, distance: Distance::L2, ..ernie(0.02) }),
+        RegularizerConfig::Gaussian(GaussianConfig { weight: 0.02, warmup_fraction: 0.2, ..Default::default() }),
+    ] {
+        let mut run = Run::new(&identity(false, 1), &quick(), Some(&regularizer), 10);
+        let last = run.train(30);
+        let mean = run.mean_return(ActMode::Greedy);
+        assert!(mean > 19.0, "{regularizer:?}: {mean}");
+        assert!(last.get("ernie/penalty").unwrap() > 0.0);
+        let relative = last.get("ernie/perturbation_over_radius").unwrap();
+        assert!(relative > 0.5 && relative <= 1.0 + 1e-6, "{relative}");
+        assert!(last.get("ernie/gradient_ratio").unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn the_penalty_makes_the_policy_smoother() {
+    let bound = |weight: f64| {
+        let config = RegularizerConfig::Lipschitz(LipschitzConfig { distance: Distance::L2, ..ernie(weight) });
+        let mut run = Run::new(&identity(false, 1), &quick(), Some(&config), 11);
+        run.train(25).get("ernie/lipschitz_lower_bound").unwrap()
+    };
+    // The tiny weight stands for the plain learner: it reports the bound and changes next to nothing.
+    let (plain, smooth) = (bound(1e-9), bound(1.0));
+    assert!(smooth < 0.7 * plain, "{smooth} against {plain}");
+}
+
+#[test]
+fn saved_and_loaded_learner_continues_bit_for_bit() {
+    let config = PpoConfig { normalize_observations: true, reward_scaling: RewardScaling::ReturnStd, critic: Critic::Central, ..quick() };
+    let env = EnvConfig::SimpleSpread(SimpleSpreadConfig::default());
+    let regularizer = RegularizerConfig::Lipschitz(ernie(0.1));
+    let mut first = Run::new(&env, &config, Some(&regularizer), 12);
+    first.train(2);
+    let saved = first.learner.state();
+    let mut words = SnapshotWriter::default();
+    first.engine.snapshot(&mut words);
+    let mut other = Run::new(&env, &config, Some(&regularizer), 99);
+    other.learner.load_state(&saved).unwrap();
+    assert_eq!(other.learner.state(), saved);
+    // Seeds of episodes come from the run's seed, so the engine belongs to a run of the same seed.
+    let mut second = Run::new(&env, &config, Some(&regularizer), 12);
+    second.learner.load_state(&saved).unwrap();
+    second.engine.restore(&words.into_words()).unwrap();
+    (first.updates, second.updates) = (2, 2);
+    let (a, b) = (first.update(4), second.update(4));
+    assert_eq!(a, b);
+    assert_eq!(first.learner.state(), second.learner.state());
+}
+
+#[test]
+fn one_and_two_threads_agree() {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let config = PpoConfig { minibatch_size: 300, critic: Critic::Central, ..quick() };
+            let mut run = Run::new(&identity(false, 3), &config, Some(&RegularizerConfig::Lipschitz(ernie(0.1))), 13);
+            (run.train(3), run.learner.state())
+        })
+    };
+    assert_eq!(run(1), run(2));
+}
+
+#[test]
+fn state_of_another_learner_is_refused_by_name() {
+    let mut run = Run::new(&identity(false, 1), &quick(), None, 14);
+    let mut wider = Run::new(&identity(false, 1), &PpoConfig { policy_hidden: vec![48], ..quick() }, None, 14);
+    let error = wider.learner.load_state(&run.learner.state()).unwrap_err();
+    assert!(matches!(&error, AgentError::State { tensor, .. } if tensor.contains("weight")), "{error}");
+    let mut state = run.learner.state();
+    state.arrays.remove("minibatches.rng");
+    let error = run.learner.load_state(&state).unwrap_err().to_string();
+    assert!(error.contains("minibatches.rng"), "{error}");
+}
+
+#[test]
+fn settings_that_do_not_fit_the_world_are_refused() {
+    let tag = EnvConfig::SimpleTag(SimpleTagConfig::default()).build().unwrap();
+    let build = |config: PpoConfig| Ppo::new(&config, None, tag.spec(), 1, SeedTree::new(0)).map(drop).unwrap_err().to_string();
+    assert!(build(PpoConfig { sharing: Sharing::All, ..quick() }).contains("`sharing` must be \"group\" or \"none\""));
+    assert!(build(PpoConfig { discount: 1.5, ..quick() }).contains("`discount` must be between 0 and 1, got 1.5"));
+    assert!(build(PpoConfig { epochs: 0, ..quick() }).contains("`epochs`"));
+    let chain = EnvConfig::Chain(ChainConfig::default()).build().unwrap();
+    let config = PpoConfig { critic: Critic::Central, ..quick() };
+    let error = Ppo::new(&config, None, chain.spec(), 1, SeedTree::new(0)).map(drop).unwrap_err().to_string();
+    assert!(error.contains("no global state"), "{error}");
+}
+
+#[test]
+fn groups_with_different_spaces_train_together() {
+    let config = PpoConfig { rollout_steps: 25, ..quick() };
+    let tag = EnvConfig::SimpleTag(SimpleTagConfig::default());
+    let mut run = Run::new(&tag, &config, Some(&RegularizerConfig::Lipschitz(ernie(0.1))), 15);
+    let metrics = run.train(2);
+    assert!(metrics.values.iter().all(|(_, v)| v.is_finite()));
+    let names: Vec<String> = run.learner.state().arrays.keys().filter(|k| k.ends_with("policy.layers.0.weight")).cloned().collect();
+    assert_eq!(names, ["adversary.policy.layers.0.weight", "agent.policy.layers.0.weight"]);
+}
+
+#[test]
+fn a_non_finite_reward_stops_the_update() {
+    let mut run = Run::new(&identity(false, 1), &quick(), None, 16);
+    run.update(2);
+    run.batch.rewards[3] = f32::NAN;
+    match run.learner.update(&run.batch, 0.5) {
+        Err(AgentError::NonFinite { tensor, update, .. }) => assert!(tensor.contains("of `agent`") && update == 2, "{tensor} {update}"),
+        other => panic!("{other:?}"),
+    }
+}

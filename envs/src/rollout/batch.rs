@@ -1,0 +1,95 @@
+//! The arrays between the engine and a learner.
+
+use crate::{Actions, EnvSpec};
+
+/// Experience of `n_steps` steps in `n_slots` environments, as plain arrays in the order `[time, slot, agent, feature]`.
+///
+/// The engine fills it anew at each collection and keeps its memory.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RolloutBatch {
+    /// Steps per slot.
+    pub n_steps: usize,
+    /// Slots.
+    pub n_slots: usize,
+    /// Agents per slot.
+    pub n_agents: usize,
+    /// Values per observation (the longest one; shorter ones are padded with zeros).
+    pub observation_width: usize,
+    /// Values per continuous action; 0 if actions are discrete.
+    pub action_width: usize,
+    /// Values of the global state; 0 if it was not asked for.
+    pub state_dim: usize,
+    /// `[time + 1, slot, agent, observation_width]`. Where an episode ended at `t`, row `t + 1` is the first observation
+    /// of the next episode; the last one of the ended episode is in [`RolloutBatch::final_observations`].
+    pub observations: Vec<f32>,
+    /// `[time + 1, slot, state_dim]`, with the same rule.
+    pub states: Vec<f32>,
+    /// `[time, slot, agent]`; empty if actions are continuous.
+    pub discrete_actions: Vec<u32>,
+    /// `[time, slot, agent, action_width]`; empty if actions are discrete.
+    pub continuous_actions: Vec<f32>,
+    /// `[time, slot, agent]`: log-probability of each action when it was chosen.
+    pub log_probs: Vec<f32>,
+    /// `[time, slot, agent]`.
+    pub rewards: Vec<f32>,
+    /// `[time, slot]`: the task ended.
+    pub terminated: Vec<bool>,
+    /// `[time, slot]`: the time limit cut the episode.
+    pub truncated: Vec<bool>,
+    /// `(time, slot)` of every end of an episode, in that order.
+    pub ends: Vec<(usize, usize)>,
+    /// `[end, agent, observation_width]`: the observation after the last step of each ended episode.
+    pub final_observations: Vec<f32>,
+    /// `[end, state_dim]`.
+    pub final_states: Vec<f32>,
+}
+
+impl RolloutBatch {
+    /// Gives every array the length for `n_steps`; contents are unspecified until the engine fills them.
+    pub(super) fn prepare(&mut self, spec: &EnvSpec, n_steps: usize, n_slots: usize, with_state: bool) {
+        self.n_steps = n_steps;
+        self.n_slots = n_slots;
+        self.n_agents = spec.n_agents();
+        self.observation_width = spec.observation_width();
+        self.action_width = if spec.has_discrete_actions() { 0 } else { spec.action_width() };
+        self.state_dim = if with_state { spec.state_dim } else { 0 };
+        let agents = n_steps * n_slots * self.n_agents;
+        let (discrete, continuous) = if spec.has_discrete_actions() { (agents, 0) } else { (0, agents * self.action_width) };
+        self.observations.resize((n_steps + 1) * self.observation_row(), 0.0);
+        self.states.resize((n_steps + 1) * self.state_row(), 0.0);
+        self.discrete_actions.resize(discrete, 0);
+        self.continuous_actions.resize(continuous, 0.0);
+        self.log_probs.resize(agents, 0.0);
+        self.rewards.resize(agents, 0.0);
+        self.terminated.resize(n_steps * n_slots, false);
+        self.truncated.resize(n_steps * n_slots, false);
+        self.ends.clear();
+        self.final_observations.clear();
+        self.final_states.clear();
+        // One end per slot and horizon is the usual most; room for it now means none is asked for later.
+        let ends = n_slots * (n_steps / spec.horizon + 1);
+        self.ends.reserve(ends);
+        self.final_observations.reserve(ends * self.n_agents * self.observation_width);
+        self.final_states.reserve(ends * self.state_dim);
+    }
+
+    /// Values of all observations at one time.
+    pub fn observation_row(&self) -> usize {
+        self.n_slots * self.n_agents * self.observation_width
+    }
+
+    /// Values of all states at one time.
+    pub fn state_row(&self) -> usize {
+        self.n_slots * self.state_dim
+    }
+
+    /// Number of (time, slot, agent) samples.
+    pub fn n_samples(&self) -> usize {
+        self.n_steps * self.n_slots * self.n_agents
+    }
+
+    /// All actions.
+    pub fn actions(&self) -> Actions<'_> {
+        if self.action_width == 0 { Actions::Discrete(&self.discrete_actions) } else { Actions::Continuous(&self.continuous_actions) }
+    }
+}

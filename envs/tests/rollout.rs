@@ -1,0 +1,267 @@
+//! What the rollout engine promises: determinism, exact resume, correct ends, no allocation per step.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use steadfast_envs::particle::SimpleSpreadConfig;
+use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig, random_actions};
+use steadfast_envs::{
+    ActMode, ActionBatch, ActionsMut, EnvConfig, EnvError, EnvSpec, Environment, ObservationBatch, PerturbationConfig, Perturbed, Policy,
+    Result, RewardFn, Rng, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotReader, SnapshotWriter, Transition, VectorEnv,
+};
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+// SAFETY: every call is passed on to the system allocator unchanged; counting touches no memory of the caller.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|n| n.set(n.get() + 1));
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|n| n.set(n.get() + 1));
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Uniformly random actions from the slots' own generators.
+struct RandomPolicy {
+    spec: EnvSpec,
+}
+
+impl Policy for RandomPolicy {
+    fn reset(&mut self, _slot: usize) {}
+
+    fn act(&mut self, observations: &ObservationBatch<'_>, rngs: &mut [Rng], _mode: ActMode, out: &mut ActionBatch<'_>) -> Result<()> {
+        let (agents, width) = (self.spec.n_agents(), self.spec.n_agents() * self.spec.action_width());
+        for slot in 0..observations.n_slots {
+            match &mut out.actions {
+                ActionsMut::Discrete(a) => random_actions(&self.spec, &mut rngs[slot], &mut a[slot * agents..(slot + 1) * agents], &mut []),
+                ActionsMut::Continuous(a) => random_actions(&self.spec, &mut rngs[slot], &mut [], &mut a[slot * width..(slot + 1) * width]),
+            }
+        }
+        out.log_probs.fill(-1.0);
+        Ok(())
+    }
+}
+
+fn engine(config: &EnvConfig, slots: usize, with_state: bool, reward_fn: Option<Box<dyn RewardFn>>) -> (RolloutEngine, RandomPolicy) {
+    let seeds = SeedTree::new(11);
+    let envs = (0..slots).map(|_| config.build().expect("a valid world")).collect();
+    let vector = VectorEnv::new(envs, seeds.child("environment")).expect("a valid world");
+    let policy = RandomPolicy { spec: vector.spec().clone() };
+    (RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions { with_state, reward_fn }).expect("a valid world"), policy)
+}
+
+fn spread() -> EnvConfig {
+    EnvConfig::SimpleSpread(SimpleSpreadConfig::default())
+}
+
+#[test]
+fn the_same_batch_for_one_and_two_threads() {
+    let collect = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (mut engine, mut policy) = engine(&spread(), 33, true, None);
+            let mut batch = RolloutBatch::default();
+            for _ in 0..3 {
+                engine.collect(&mut policy, 20, ActMode::Sample, &mut batch).unwrap();
+            }
+            batch
+        })
+    };
+    let one = collect(1);
+    assert_eq!(one, collect(2));
+    assert!(!one.ends.is_empty() && one.states.iter().any(|v| *v != 0.0));
+}
+
+#[test]
+fn nothing_is_allocated_per_step() {
+    for config in [
+        spread(),
+        EnvConfig::SimpleSpread(SimpleSpreadConfig { continuous_actions: true, ..Default::default() }),
+        EnvConfig::CartPole(Default::default()),
+        EnvConfig::SimpleWorldComm(Default::default()),
+        EnvConfig::Pendulum(Default::default()),
+    ] {
+        let (mut engine, mut policy) = engine(&config, 4, config.build().unwrap().spec().state_dim > 0, None);
+        let mut batch = RolloutBatch::default();
+        for _ in 0..4 {
+            engine.collect(&mut policy, 300, ActMode::Sample, &mut batch).unwrap();
+        }
+        let before = ALLOCATIONS.with(Cell::get);
+        engine.collect(&mut policy, 300, ActMode::Sample, &mut batch).unwrap();
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{}", config.name());
+        assert!(!batch.ends.is_empty(), "{}: resets must be part of what is counted", config.name());
+    }
+}
+
+#[test]
+fn the_final_observation_of_a_truncated_episode_is_kept() {
+    let (mut engine, mut policy) = engine(&spread(), 2, true, None);
+    let mut batch = RolloutBatch::default();
+    engine.collect(&mut policy, 30, ActMode::Sample, &mut batch).unwrap();
+    assert_eq!(batch.ends, [(24, 0), (24, 1)]);
+    assert!(batch.truncated[24 * 2] && !batch.terminated[24 * 2]);
+    let agents = batch.n_agents * batch.observation_width;
+    // The next row belongs to the new episode: agents stand still there, while they moved at the end of the old one.
+    let next = &batch.observations[25 * batch.observation_row()..][..agents];
+    let last = &batch.final_observations[..agents];
+    assert_eq!(next[..2], [0.0, 0.0]);
+    assert!(last[..2] != [0.0, 0.0]);
+    assert_ne!(next, last);
+    // Global states follow the same rule: here they are the observations in a row.
+    assert_eq!(&batch.final_states[..batch.state_dim], last);
+    assert_eq!(engine.episodes().len(), 2);
+    assert_eq!(engine.episodes().get(0).length, 25);
+}
+
+#[test]
+fn termination_and_truncation_are_not_merged() {
+    let (mut engine, mut policy) = engine(&EnvConfig::Chain(ChainConfig { length: 3, horizon: 3 }), 8, false, None);
+    let mut batch = RolloutBatch::default();
+    engine.collect(&mut policy, 60, ActMode::Sample, &mut batch).unwrap();
+    let (terminated, truncated) = (batch.terminated.iter().filter(|t| **t).count(), batch.truncated.iter().filter(|t| **t).count());
+    assert!(terminated > 0 && truncated > 0);
+    assert!(batch.terminated.iter().zip(&batch.truncated).all(|(a, b)| !(a & b)));
+    assert_eq!(terminated + truncated, batch.ends.len());
+    for stats in engine.episodes().iter() {
+        assert_eq!(stats.terminated, stats.returns[0] >= 1.0);
+    }
+}
+
+#[test]
+fn a_restored_engine_continues_exactly() {
+    let config = EnvConfig::Identity(IdentityConfig { n_agents: 2, ..Default::default() });
+    let (mut first, mut policy) = engine(&config, 3, true, None);
+    let mut batch = RolloutBatch::default();
+    first.collect(&mut policy, 17, ActMode::Sample, &mut batch).unwrap();
+    let mut words = SnapshotWriter::default();
+    first.snapshot(&mut words);
+    let words = words.into_words();
+    first.collect(&mut policy, 40, ActMode::Sample, &mut batch).unwrap();
+    let (mut second, mut policy) = engine(&config, 3, true, None);
+    second.restore(&words).unwrap();
+    let mut again = RolloutBatch::default();
+    second.collect(&mut policy, 40, ActMode::Sample, &mut again).unwrap();
+    assert_eq!(batch, again);
+    assert_eq!(first.episodes(), second.episodes());
+    assert!(matches!(second.restore(&words[..words.len() - 1]), Err(EnvError::Snapshot { .. })));
+    assert!(matches!(second.restore(&[]), Err(EnvError::Snapshot { .. })));
+}
+
+#[test]
+fn evaluation_does_not_depend_on_the_number_of_slots() {
+    let evaluate = |slots: usize| {
+        let (mut engine, mut policy) = engine(&EnvConfig::CartPole(Default::default()), slots, false, None);
+        engine.evaluate(&mut policy, 20, ActMode::Sample).unwrap()
+    };
+    let one = evaluate(1);
+    assert_eq!(one, evaluate(7));
+    assert_eq!(one.iter().map(|s| s.number).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+    assert!(one.iter().any(|s| s.length != one.get(0).length), "episodes of different lengths are the point");
+}
+
+/// Pays 2 for every step.
+struct Two;
+
+impl RewardFn for Two {
+    fn reward(&self, t: &Transition<'_>) -> Result<f32> {
+        assert!(t.action_index.is_some() && t.next_observation.len() == t.observation.len());
+        Ok(2.0)
+    }
+}
+
+#[test]
+fn a_reward_function_replaces_rewards_but_not_returns() {
+    let (mut engine, mut policy) = engine(&EnvConfig::Bandit(BanditConfig::default()), 2, false, Some(Box::new(Two)));
+    let mut batch = RolloutBatch::default();
+    engine.collect(&mut policy, 20, ActMode::Sample, &mut batch).unwrap();
+    assert!(batch.rewards.iter().all(|r| *r == 2.0));
+    assert!(engine.episodes().iter().all(|s| s.returns[0] < 15.0));
+}
+
+/// Turns the observation or reward into NaN at a step of the episode.
+struct Faulty {
+    inner: Box<dyn Environment>,
+    at: usize,
+    in_reward: bool,
+    time: usize,
+}
+
+impl Environment for Faulty {
+    fn spec(&self) -> &EnvSpec {
+        self.inner.spec()
+    }
+    fn reset(&mut self, seed: u64, observations: &mut [f32]) {
+        self.time = 0;
+        self.inner.reset(seed, observations);
+    }
+    fn step(&mut self, actions: steadfast_envs::Actions<'_>, out: &mut steadfast_envs::StepOut<'_>) -> Result<()> {
+        self.inner.step(actions, out)?;
+        self.time += 1;
+        if self.time == self.at {
+            if self.in_reward { out.rewards[0] = f32::INFINITY } else { out.observations[1] = f32::NAN }
+        }
+        Ok(())
+    }
+    fn snapshot(&self, out: &mut SnapshotWriter) {
+        self.inner.snapshot(out);
+    }
+    fn restore(&mut self, input: &mut SnapshotReader<'_>) -> Result<()> {
+        self.inner.restore(input)
+    }
+}
+
+#[test]
+fn non_finite_numbers_are_named_with_their_place() {
+    for (in_reward, tensor, position) in [(false, "observation", 1), (true, "reward", 0)] {
+        let inner = EnvConfig::Identity(IdentityConfig::default()).build().unwrap();
+        let faulty: Box<dyn Environment> = Box::new(Faulty { inner, at: 5, in_reward, time: 0 });
+        let vector = VectorEnv::new(vec![faulty], SeedTree::new(0)).unwrap();
+        let mut policy = RandomPolicy { spec: vector.spec().clone() };
+        let mut engine = RolloutEngine::new(vector, SeedTree::new(1), RolloutOptions::default()).unwrap();
+        let error = engine.collect(&mut policy, 10, ActMode::Sample, &mut RolloutBatch::default()).unwrap_err();
+        match error {
+            EnvError::NonFinite { tensor: t, step, slot, position: p, .. } => {
+                assert_eq!((t, step, slot, p), (tensor, 4, 0, position));
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn perturbed_particles_see_noise_and_keep_their_rewards() {
+    let noise = PerturbationConfig::ObservationNoise(Default::default());
+    let mut plain = spread().build().unwrap();
+    let mut noisy = Perturbed::new(spread().build().unwrap(), &[noise]).unwrap();
+    let n = plain.spec().n_agents() * plain.spec().observation_width();
+    let (mut a, mut b) = (vec![0.0; n], vec![0.0; n]);
+    plain.reset(1, &mut a);
+    noisy.reset(1, &mut b);
+    assert_ne!(a, b);
+    let (mut ra, mut rb) = ([0.0; 3], [0.0; 3]);
+    for action in 0..5 {
+        let actions = steadfast_envs::Actions::Discrete(&[action; 3]);
+        let mut out = steadfast_envs::StepOut { observations: &mut a, rewards: &mut ra, terminated: false, truncated: false };
+        plain.step(actions, &mut out).unwrap();
+        let mut out = steadfast_envs::StepOut { observations: &mut b, rewards: &mut rb, terminated: false, truncated: false };
+        noisy.step(actions, &mut out).unwrap();
+        assert_eq!(ra, rb);
+    }
+}

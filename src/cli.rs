@@ -1,0 +1,230 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Robust reinforcement learning: train, attack, evaluate and plot from one binary.
+#[derive(Debug, Parser)]
+#[command(name = "steadfast", version, about, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do; without a command the default recipe is trained.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  steadfast                                     train the default recipe (spread-ernie)
+  steadfast train cartpole-ppo seed=3           train another recipe with another seed
+  steadfast eval runs/spread-ernie-seed0 --observation-noise 0.2
+  steadfast plot runs/* -o curves.svg
+
+Exit codes: 0 done, 1 the run failed, 2 wrong arguments or configuration.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a policy and measure how robust it is
+    Train(TrainArgs),
+    /// Evaluate the policy of a run, with or without perturbations
+    Eval(EvalArgs),
+    /// Draw learning curves or robustness curves of runs
+    Plot(PlotArgs),
+    /// List, show or copy the recipes that come with the program
+    #[command(subcommand)]
+    Recipe(RecipeCommand),
+    /// Print all defaults, check a configuration, or show it resolved
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// List what a configuration can name
+    List(ListArgs),
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast train                                        the default recipe
+  steadfast train cartpole-ppo                           a recipe by name
+  steadfast train my.toml seed=7 agent.ppo.learning_rate=1e-3
+  steadfast train spread-mappo regularizer=lipschitz     choices by name
+  steadfast train spread-ernie --seeds 0,1,2,3,4         five runs, one after the other
+  steadfast train --resume runs/spread-ernie-seed0       continue a run that was stopped
+
+A run is written to runs/NAME-seedSEED. A killed run resumes to the same numbers as an uninterrupted one.
+`steadfast config defaults` shows every setting; `steadfast recipe list` shows the recipes.")]
+pub struct TrainArgs {
+    /// Recipe or TOML file, then changes as key.path=value
+    #[arg(value_name = "RECIPE|FILE|KEY=VALUE")]
+    pub arguments: Vec<String>,
+    /// Continue this run from its newest complete checkpoint
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["arguments", "output", "seeds"])]
+    pub resume: Option<PathBuf>,
+    /// Directory of the new run; must not exist or be empty
+    #[arg(long, value_name = "DIR", conflicts_with = "seeds")]
+    pub output: Option<PathBuf>,
+    /// Train once per seed
+    #[arg(long, value_name = "SEED,...", value_delimiter = ',')]
+    pub seeds: Vec<u64>,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast eval runs/spread-ernie-seed0
+  steadfast eval RUN --observation-noise 0.2 --noise-law uniform
+  steadfast eval RUN --malicious-action 0.3 --agents agent_0
+  steadfast eval RUN --perturb '{ observation_noise = { magnitude = 0.2, scale = [1, 1, 0, 0] } }'
+
+The result is printed and appended to eval.csv of the run.")]
+pub struct EvalArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// Episodes; as many as the run's configuration says if not given
+    #[arg(long, value_name = "N")]
+    pub episodes: Option<usize>,
+    /// Add noise of this magnitude to what agents observe
+    #[arg(long, value_name = "MAGNITUDE")]
+    pub observation_noise: Option<f64>,
+    /// Law of that noise
+    #[arg(long, value_enum, value_name = "LAW", requires = "observation_noise")]
+    pub noise_law: Option<Law>,
+    /// Replace actions by random ones with this probability
+    #[arg(long, value_name = "PROBABILITY")]
+    pub malicious_action: Option<f64>,
+    /// Names or groups of the agents that are perturbed; all if not given
+    #[arg(long, value_name = "AGENT,...", value_delimiter = ',')]
+    pub agents: Vec<String>,
+    /// A perturbation as an inline TOML table; may be repeated
+    #[arg(long, value_name = "TABLE")]
+    pub perturb: Vec<String>,
+    /// How actions are chosen; as the run's configuration says if not given
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: Option<Mode>,
+    /// Checkpoint to evaluate, by its step; the newest complete one if not given
+    #[arg(long, value_name = "STEP")]
+    pub checkpoint: Option<u64>,
+}
+
+/// Laws of observation noise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Law {
+    /// Normal
+    Gaussian,
+    /// Uniform between -magnitude and magnitude
+    Uniform,
+    /// -magnitude or magnitude
+    Sign,
+}
+
+/// Ways of choosing actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Most likely action
+    Greedy,
+    /// Draw from the policy
+    Sample,
+}
+
+/// Arguments of `plot`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast plot runs/spread-ernie-seed0                      both pictures into runs/spread-ernie-seed0/plots
+  steadfast plot runs/spread-* -o curves.png                  learning curves, runs of one name averaged
+  steadfast plot runs/spread-* --kind robustness -o noise.svg
+  steadfast plot RUN --metric train/policy_loss -o loss.svg")]
+pub struct PlotArgs {
+    /// Run directories
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Picture to write, .svg or .png; into plots/ of the first run if not given
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// What to draw; everything there is data for if neither this nor --output is given, else the learning curve
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub kind: Option<PlotKind>,
+    /// return_agent_mean, return_team_sum, length, terminated, or a name from metrics.jsonl
+    #[arg(long, default_value = "return_agent_mean", value_name = "NAME")]
+    pub metric: String,
+}
+
+/// Kinds of pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlotKind {
+    /// Metric against steps of training
+    Learning,
+    /// Metric against the strength of a perturbation
+    Robustness,
+}
+
+/// Commands about recipes.
+#[derive(Debug, Subcommand)]
+pub enum RecipeCommand {
+    /// List all recipes
+    List,
+    /// Print a recipe
+    Show {
+        /// Name of the recipe
+        name: String,
+    },
+    /// Copy a recipe to a file, as a starting point
+    Copy {
+        /// Name of the recipe
+        name: String,
+        /// File to write; NAME.toml if not given. An existing file is not overwritten
+        file: Option<PathBuf>,
+    },
+}
+
+/// Commands about configurations.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting with its default and meaning
+    Defaults,
+    /// Check a recipe or file
+    Check {
+        /// Recipe or TOML file, then changes as key.path=value
+        #[arg(required = true, value_name = "RECIPE|FILE|KEY=VALUE")]
+        arguments: Vec<String>,
+    },
+    /// Print a recipe or file with all defaults and changes filled in
+    Show {
+        /// Recipe or TOML file, then changes as key.path=value
+        #[arg(required = true, value_name = "RECIPE|FILE|KEY=VALUE")]
+        arguments: Vec<String>,
+    },
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// What to list
+    #[arg(value_enum)]
+    pub what: Listed,
+}
+
+/// What can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// Worlds, for [env.NAME]
+    Envs,
+    /// Algorithms, for [agent.NAME]
+    Agents,
+    /// Penalties, for [regularizer.NAME]
+    Regularizers,
+    /// Perturbations, for [[perturb]] and [[robustness]]
+    Perturbations,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_are_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,113 @@
+//! `steadfast eval`.
+
+use serde::Deserialize as _;
+use steadfast_envs::perturb::{MaliciousActionConfig, NoiseLaw, ObservationNoiseConfig};
+use steadfast_envs::{ActMode, PerturbationConfig};
+
+use super::print;
+use super::train::results_table;
+use crate::cli::{EvalArgs, Law, Mode};
+use crate::config::report::{ConfigError, Problem};
+use crate::config::validate;
+use crate::experiment::build;
+use crate::experiment::evaluate::Evaluator;
+use crate::failure::{Failure, Result};
+use crate::run::checkpoint::{self, Checkpoint};
+use crate::run::directory::RunDirectory;
+use crate::run::results::{ResultsLog, Source};
+
+/// Evaluates the policy of a run.
+pub fn run(arguments: &EvalArgs) -> Result<()> {
+    let run = RunDirectory::open(&arguments.run)?;
+    let mut config = run.config()?;
+    let perturbations = perturbations(arguments)?;
+    if let Some(episodes) = arguments.episodes {
+        config.eval.episodes = episodes;
+    }
+    // The same checks as for a configuration file that had these perturbations.
+    let mut checked = config.clone();
+    checked.perturb = perturbations.clone();
+    validate::validate(&checked).map_err(|misfit| {
+        let problem = misfit.problem;
+        Failure::usage(problem.message, problem.help.unwrap_or_else(|| "see `steadfast eval --help`".to_string()))
+    })?;
+    let mode = match arguments.mode {
+        Some(Mode::Greedy) => ActMode::Greedy,
+        Some(Mode::Sample) => ActMode::Sample,
+        None => config.eval.mode,
+    };
+    let checkpoint = find(&run, arguments.checkpoint)?;
+    let step = checkpoint.progress.step;
+    let (row, episodes, spec) = build::thread_pool(&config)?.install(|| {
+        let mut evaluator = Evaluator::new(&config, &perturbations, config.eval.episodes, mode)?;
+        let spec = evaluator.spec().clone();
+        let mut learner = build::learner(&config, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        learner
+            .load_state(&checkpoint.learner)
+            .map_err(|e| Failure::caused(format!("the checkpoint of step {step} does not fit the configuration"), e))?;
+        let (row, episodes) = evaluator.run(learner.as_mut(), Source::Eval, step)?;
+        Ok((row, episodes, spec))
+    })?;
+    ResultsLog::open(run.path(), &spec)?.write(&row, &episodes)?;
+    print(&results_table(&[row]))
+}
+
+/// The checkpoint of a step, or the newest complete one.
+fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
+    let directory = run.checkpoints();
+    if let Some(step) = step {
+        let known = checkpoint::list(&directory);
+        if !known.contains(&step) {
+            let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+            return Err(Failure::usage(format!("there is no checkpoint of step {step}"), format!("there are: {}", known.join(", "))));
+        }
+        return checkpoint::load(&directory.join(checkpoint::name(step)))
+            .map_err(|e| Failure::caused(format!("the checkpoint of step {step} cannot be used"), e));
+    }
+    let (found, passed_over) = checkpoint::newest(&directory);
+    for (step, error) in &passed_over {
+        tracing::warn!("checkpoint of step {step} cannot be used: {error}");
+    }
+    found.ok_or_else(|| match passed_over.into_iter().next() {
+        Some((step, error)) => {
+            Failure::caused(format!("no complete checkpoint in {}, the newest is of step {step}", run.path().display()), error)
+        }
+        None => Failure::run_with_help(format!("no checkpoint in {}", run.path().display()), "train it first"),
+    })
+}
+
+fn perturbations(arguments: &EvalArgs) -> Result<Vec<PerturbationConfig>> {
+    let agents = &arguments.agents;
+    let mut found = Vec::new();
+    if let Some(magnitude) = arguments.observation_noise {
+        let law = match arguments.noise_law {
+            None | Some(Law::Gaussian) => NoiseLaw::Gaussian,
+            Some(Law::Uniform) => NoiseLaw::Uniform,
+            Some(Law::Sign) => NoiseLaw::Sign,
+        };
+        let config = ObservationNoiseConfig { magnitude, law, agents: agents.clone(), ..Default::default() };
+        found.push(PerturbationConfig::ObservationNoise(config));
+    }
+    if let Some(probability) = arguments.malicious_action {
+        let config = MaliciousActionConfig { probability, agents: agents.clone(), ..Default::default() };
+        found.push(PerturbationConfig::MaliciousAction(config));
+    }
+    if found.is_empty() && !agents.is_empty() {
+        return Err(Failure::usage("--agents says who is perturbed, but not how", "add --observation-noise or --malicious-action"));
+    }
+    for text in &arguments.perturb {
+        found.push(inline(text)?);
+    }
+    Ok(found)
+}
+
+/// Reads `{ observation_noise = { magnitude = 0.2 } }`.
+fn inline(text: &str) -> Result<PerturbationConfig> {
+    let read = || {
+        let value = toml::de::ValueDeserializer::parse(text)?;
+        PerturbationConfig::deserialize(value)
+    };
+    read().map_err(|error: toml::de::Error| {
+        Failure::Usage(ConfigError::new("--perturb", text, error.span(), Problem::from_serde(error.message())).into())
+    })
+}

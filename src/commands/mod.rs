@@ -1,0 +1,63 @@
+//! One file per command.
+
+mod config;
+mod eval;
+mod list;
+mod plot;
+mod recipe;
+mod train;
+
+use std::io::{ErrorKind, Write as _};
+
+use crate::cli::{Cli, Command, TrainArgs};
+use crate::failure::{Failure, Result};
+
+/// Runs the command that was asked for.
+///
+/// # Errors
+/// What the command reports.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        None => train::run(&TrainArgs::default()),
+        Some(Command::Train(arguments)) => train::run(&arguments),
+        Some(Command::Eval(arguments)) => eval::run(&arguments),
+        Some(Command::Plot(arguments)) => plot::run(&arguments),
+        Some(Command::Recipe(command)) => recipe::run(&command),
+        Some(Command::Config(command)) => config::run(&command),
+        Some(Command::List(arguments)) => list::run(&arguments),
+    }
+}
+
+/// Writes an answer to standard output. Unlike `println!` it survives a reader that goes away.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::OutputClosed),
+        other => other.map_err(|e| Failure::caused("cannot write to standard output", e)),
+    }
+}
+
+/// Splits `RECIPE|FILE key=value ...`: the first argument is a name unless it is a change.
+fn split_arguments(arguments: &[String]) -> (&str, &[String]) {
+    match arguments.split_first() {
+        Some((first, rest)) if !first.contains('=') || std::path::Path::new(first).is_file() => (first, rest),
+        _ => (crate::config::recipe::DEFAULT, arguments),
+    }
+}
+
+/// Columns of text, the first to the left and the others to the right, under a header.
+fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([header[column].chars().count()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut text = String::new();
+    let header: Vec<String> = header.iter().map(ToString::to_string).collect();
+    for row in std::iter::once(&header).chain(rows) {
+        let mut line = String::new();
+        for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            line.push_str(&if i == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") });
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

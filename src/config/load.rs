@@ -1,0 +1,165 @@
+//! From a file, a recipe and arguments to a configuration that is known to be sound.
+
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Deserialize as _;
+use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Table};
+
+use super::overrides::Override;
+use super::report::{ConfigError, Problem, suggest};
+use super::validate::{Misfit, validate};
+use super::{ExperimentConfig, recipe};
+use crate::failure::{Failure, Result};
+
+/// A configuration that passed every check.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub config: ExperimentConfig,
+}
+
+/// Reads the recipe or file called `name`, changes it by `overrides` and checks the result.
+///
+/// # Errors
+/// [`Failure::Usage`] that shows the place of the first mistake.
+pub fn named(name: &str, overrides: &[String]) -> Result<Loaded> {
+    if let Some(found) = recipe::text(name) {
+        return text(&format!("recipe {name}"), found, overrides);
+    }
+    let path = Path::new(name);
+    match std::fs::read(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(found) => text(name, &found, overrides),
+            Err(_) => Err(Failure::usage(format!("{name} is not UTF-8 text"), "a configuration is a TOML file")),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let names: Vec<&str> = recipe::RECIPES.iter().map(|(n, _)| *n).collect();
+            Err(Failure::usage(
+                format!("there is no recipe and no file called `{name}`"),
+                format!("{}; `steadfast recipe list` shows the recipes", suggest(name, &names)),
+            ))
+        }
+        Err(error) => Err(Failure::usage(format!("cannot read {name}: {error}"), "give a recipe or a TOML file")),
+    }
+}
+
+/// As [`named`], from text that is called `name` in messages.
+///
+/// # Errors
+/// As [`named`].
+pub fn text(name: &str, text: &str, overrides: &[String]) -> Result<Loaded> {
+    parse(name, text, overrides).map(|config| Loaded { config }).map_err(|error| Failure::Usage((*error).into()))
+}
+
+fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfig, Box<ConfigError>> {
+    let at_file = |error: toml::de::Error| Box::new(ConfigError::new(name, text, error.span(), Problem::from_serde(error.message())));
+    let mut config: ExperimentConfig = toml::from_str(text).map_err(at_file)?;
+    let mut table: Table = text.parse().map_err(at_file)?;
+    let mut parsed = Vec::new();
+    for argument in overrides {
+        let at_argument =
+            |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
+        let change = Override::parse(argument).map_err(|problem| at_argument(0..argument.len(), problem))?;
+        change.apply(&mut table).map_err(|(index, problem)| at_argument(change.key_span(index), problem))?;
+        config = ExperimentConfig::deserialize(table.clone())
+            .map_err(|error| at_argument(change.value_span(), Problem::from_serde(error.message())))?;
+        parsed.push(change);
+    }
+    match validate(&config) {
+        Ok(()) => Ok(config),
+        Err(misfit) => Err(Box::new(locate(name, text, &parsed, misfit))),
+    }
+}
+
+/// Attaches the place where a value was given: the last argument that set it, or the file.
+fn locate(name: &str, text: &str, overrides: &[Override], misfit: Misfit) -> ConfigError {
+    let Misfit { path, problem } = misfit;
+    let is_prefix = |a: &[String], b: &[String]| a.len() <= b.len() && a.iter().zip(b).all(|(x, y)| x == y);
+    if let Some(change) = overrides.iter().rev().find(|o| is_prefix(&o.path, &path) || is_prefix(&path, &o.path)) {
+        return ConfigError::new("command line", &change.text, Some(change.value_span()), problem);
+    }
+    let span = DeTable::parse(text).ok().and_then(|table| span_in_table(table.get_ref(), &path));
+    ConfigError::new(name, text, span, problem)
+}
+
+/// The value at `path`, or the innermost table around it.
+fn span_in_table(table: &DeTable<'_>, path: &[String]) -> Option<Range<usize>> {
+    let (first, rest) = path.split_first()?;
+    let (key, value) = table.iter().find(|(k, _)| k.get_ref() == first)?;
+    if rest.is_empty() && !value.get_ref().is_table() {
+        return Some(value.span());
+    }
+    Some(span_in_value(value, rest).unwrap_or_else(|| key.span()))
+}
+
+fn span_in_value(value: &Spanned<DeValue<'_>>, path: &[String]) -> Option<Range<usize>> {
+    match value.get_ref() {
+        DeValue::Table(table) => span_in_table(table, path),
+        DeValue::Array(items) => {
+            let (first, rest) = path.split_first()?;
+            let item = items.get(first.parse::<usize>().ok()?)?;
+            Some(span_in_value(item, rest).unwrap_or_else(|| item.span()))
+        }
+        _ => Some(value.span()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+
+
+    fn message(text: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+        super::text("test.toml", text, &overrides).unwrap_err().render(false, 100)
+    }
+
+    #[test]
+    fn mistakes_in_the_file_are_shown_in_the_file() {
+        let text = message("seed = 1\n[agent.ppo]\ndicsount = 0.9\n", &[]);
+        assert!(text.contains("test.toml:3:1") && text.contains("did you mean `discount`?"), "{text}");
+        let text = message("[agent.ppo]\ndiscount = 1.5\n", &[]);
+        assert!(text.contains("test.toml:2:12") && text.contains("between 0 and 1"), "{text}");
+        let text = message("slots = \"four\"\n", &[]);
+        assert!(text.contains("test.toml:1:9"), "{text}");
+        let text = message("[env.identity]\nsymbols = 0\n", &[]);
+        assert!(text.contains("test.toml:2:11"), "{text}");
+    }
+
+    #[test]
+    fn mistakes_in_arguments_are_shown_in_the_argument() {
+        let text = message("seed = 1\n", &["slots=2", "agent.ppo.discount=7"]);
+        assert!(text.contains("command line:1:20"), "{text}");
+        let text = message("", &["agent.ppo.clip_rnage=7"]);
+        assert!(text.contains("command line:1:11") && text.contains("clip_range"), "{text}");
+        let text = message("", &["slots=many"]);
+        assert!(text.contains("command line:1:7"), "{text}");
+    }
+
+    #[test]
+    fn a_resolved_configuration_reads_back_equal() {
+        let loaded = super::text("a", "", &["agent.ppo.learning_rate=0.00031".to_string(), "seed=12".to_string()]).unwrap();
+        let text = toml::to_string(&loaded.config).unwrap();
+        assert_eq!(super::text("b", &text, &[]).unwrap().config, loaded.config);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_text_never_panics(text in ".{0,200}", change in ".{0,40}") {
+            let _ = super::text("fuzz", &text, std::slice::from_ref(&change)).map_err(|e| e.render(false, 80));
+            let _ = super::text("fuzz", "[[robustness]]\n", &[change]).map_err(|e| e.render(false, 80));
+        }
+
+        #[test]
+        fn arbitrary_settings_never_panic(
+            key in "(seed|name|slots|threads|env|agent|regularizer|perturb|robustness|eval|log)(\\.[a-z0-9_]{1,12}){0,3}",
+            value in "(-?[0-9]{1,20}|[a-z]{1,8}|\\[[0-9]{1,2}\\]|nan|-inf|true|\\{\\}|\"\")",
+        ) {
+            let _ = super::text("fuzz", &format!("{key} = {value}\n"), &[]).map_err(|e| e.render(false, 80));
+            let _ = super::text("fuzz", "", &[format!("{key}={value}")]).map_err(|e| e.render(false, 80));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What an experiment is: one TOML file, or a recipe that comes with the program.
+
+pub mod load;
+pub mod overrides;
+pub mod recipe;
+pub mod render;
+pub mod report;
+pub mod schema;
+pub mod validate;
+
+use serde::{Deserialize, Serialize};
+use steadfast_agents::{AgentConfig, RegularizerConfig};
+use steadfast_envs::{ActMode, EnvConfig, PerturbationConfig};
+
+/// Settings of an experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExperimentConfig {
+    /// Name of the experiment: letters, digits, `.`, `_` and `-`. Runs of one name are seeds of one experiment.
+    pub name: String,
+    /// Seed of every random number of the run, 0 to 2^63 - 1.
+    pub seed: u64,
+    /// Length of training in joint environment steps, summed over all slots, at least 1. The last rollout is completed.
+    pub total_steps: u64,
+    /// Environments that are stepped side by side, 1 to 65536.
+    pub slots: usize,
+    /// Worker threads, 0 to 1024; 0 means one per core. The numbers of a run do not depend on it.
+    pub threads: usize,
+    /// The world, one of `[env.NAME]`.
+    pub env: EnvConfig,
+    /// The learning algorithm, one of `[agent.NAME]`.
+    pub agent: AgentConfig,
+    /// A penalty that makes the policy robust, one of `[regularizer.NAME]`; none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regularizer: Option<RegularizerConfig>,
+    /// Evaluation during training, always in the unperturbed world.
+    pub eval: EvalConfig,
+    /// When the run is saved.
+    pub checkpoint: CheckpointConfig,
+    /// What is written while training.
+    pub log: LogConfig,
+    /// Perturbations that are active in training, in the order in which they act, each `[[perturb]]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub perturb: Vec<PerturbationConfig>,
+    /// Sweeps over the strength of a perturbation at the end of training, each `[[robustness]]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub robustness: Vec<RobustnessConfig>,
+}
+
+impl Default for ExperimentConfig {
+    fn default() -> Self {
+        Self {
+            name: "experiment".to_string(),
+            seed: 0,
+            total_steps: 200_000,
+            slots: 8,
+            threads: 0,
+            env: EnvConfig::SimpleSpread(Default::default()),
+            agent: AgentConfig::Ppo(Default::default()),
+            regularizer: None,
+            eval: EvalConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            log: LogConfig::default(),
+            perturb: Vec::new(),
+            robustness: Vec::new(),
+        }
+    }
+}
+
+/// Evaluation during training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Joint environment steps between evaluations, at least 0; 0 means only before and after training.
+    pub every_steps: u64,
+    /// Episodes per evaluation, 2 to 1000000. They are the same episodes every time.
+    pub episodes: usize,
+    /// How actions are chosen: `sample` or `greedy`.
+    pub mode: ActMode,
+    /// Seed of the evaluation episodes, 0 to 2^63 - 1; independent of the run's seed, so that runs meet equal episodes.
+    pub seed: u64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { every_steps: 20_000, episodes: 32, mode: ActMode::Greedy, seed: 1_000_003 }
+    }
+}
+
+/// When the run is saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Joint environment steps between checkpoints, at least 0; 0 means only after training.
+    pub every_steps: u64,
+    /// Newest checkpoints that are kept, at least 1.
+    pub keep: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 50_000, keep: 3 }
+    }
+}
+
+/// What is written while training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Updates between lines of `metrics.jsonl`, at least 1.
+    pub every_updates: u64,
+    /// Whether the metrics are also written as TensorBoard events.
+    pub tensorboard: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { every_updates: 1, tensorboard: true }
+    }
+}
+
+/// A sweep over the strength of one perturbation, on the trained policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RobustnessConfig {
+    /// Strengths, in the order of evaluation: magnitudes of noise, probabilities of replaced actions.
+    pub levels: Vec<f64>,
+    /// Episodes per level, 2 to 1000000. They have the same seeds at every level (common random numbers).
+    pub episodes: usize,
+    /// The perturbation, one of `[robustness.axis.NAME]`; its own strength is replaced by each level in turn.
+    pub axis: PerturbationConfig,
+}
+
+impl Default for RobustnessConfig {
+    fn default() -> Self {
+        Self {
+            levels: vec![0.0, 0.1, 0.2, 0.5],
+            episodes: 100,
+            axis: PerturbationConfig::ObservationNoise(Default::default()),
+        }
+    }
+}

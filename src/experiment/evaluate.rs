@@ -1,0 +1,56 @@
+//! Evaluation of a policy in fixed episodes.
+
+use steadfast_agents::Learner;
+use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, RolloutEngine, RolloutOptions, SeedTree};
+
+use super::build;
+use crate::config::ExperimentConfig;
+use crate::failure::{Failure, Result};
+use crate::run::results::{EvalRow, Setting, Source};
+
+/// Plays the same episodes whenever it is asked, under fixed perturbations.
+///
+/// The episodes depend on the evaluation seed alone: not on the run's seed, nor on the level of a perturbation. So runs
+/// and levels are compared under common random numbers.
+pub struct Evaluator {
+    engine: RolloutEngine,
+    perturbations: Vec<PerturbationConfig>,
+    episodes: usize,
+    mode: ActMode,
+    seed: u64,
+}
+
+impl Evaluator {
+    /// An evaluator of `episodes` episodes.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world cannot be built.
+    pub fn new(config: &ExperimentConfig, perturbations: &[PerturbationConfig], episodes: usize, mode: ActMode) -> Result<Self> {
+        let seeds = SeedTree::new(config.eval.seed).child("evaluation");
+        let slots = config.slots.min(episodes).max(1);
+        let engine = build::worlds(config, slots, perturbations, seeds.child("environment"))
+            .and_then(|worlds| RolloutEngine::new(worlds, seeds.child("policy"), RolloutOptions::default()))
+            .map_err(|e| Failure::caused("cannot build the worlds for evaluation", e))?;
+        Ok(Self { engine, perturbations: perturbations.to_vec(), episodes, mode, seed: config.eval.seed })
+    }
+
+    /// The facts of the world.
+    pub fn spec(&self) -> &EnvSpec {
+        self.engine.spec()
+    }
+
+    /// Plays the episodes and summarises them.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world or the policy fails.
+    pub fn run(&mut self, learner: &mut dyn Learner, source: Source, step: u64) -> Result<(EvalRow, EpisodeLog)> {
+        let episodes = self
+            .engine
+            .evaluate(learner.policy(), self.episodes, self.mode)
+            .map_err(|e| Failure::caused(format!("evaluation at step {step} failed"), e))?;
+        let setting = Setting { source, step, perturbations: &self.perturbations, mode: self.mode, seed: self.seed };
+        let row = EvalRow::new(&setting, self.engine.spec(), &episodes)
+            .ok_or_else(|| Failure::run(format!("evaluation at step {step} has no episodes")))?;
+        Ok((row, episodes))
+    }
+}

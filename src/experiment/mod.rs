@@ -1,0 +1,6 @@
+//! Experiments: what happens between a configuration and a finished run directory.
+
+pub mod build;
+pub mod evaluate;
+pub mod online;
+pub mod window;

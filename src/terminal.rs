@@ -1,0 +1,130 @@
+//! Standard error: log lines, the progress bar, and error reports.
+
+use std::io::{IsTerminal as _, Write};
+use std::sync::OnceLock;
+
+use indicatif::MultiProgress;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::failure::Failure;
+
+/// All progress bars, so that log lines do not run into them.
+pub fn bars() -> &'static MultiProgress {
+    static BARS: OnceLock<MultiProgress> = OnceLock::new();
+    BARS.get_or_init(MultiProgress::new)
+}
+
+/// True if a person watches.
+pub fn is_interactive() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+fn wants_color() -> bool {
+    is_interactive() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// Sends log lines to standard error; `RUST_LOG` chooses which.
+pub fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let format = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).without_time().with_ansi(wants_color());
+    // Only a second call in one process can fail, and the first one then still works.
+    let _ = format.with_writer(AroundBars).try_init();
+}
+
+/// Prints an error report.
+pub fn complain(failure: &Failure) {
+    let text = failure.render(wants_color(), 100);
+    bars().suspend(|| {
+        // Nobody is left to tell if standard error is closed.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    });
+}
+
+/// A writer that hides the progress bars while it writes.
+struct AroundBars;
+
+impl<'a> MakeWriter<'a> for AroundBars {
+    type Writer = AroundBars;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        AroundBars
+    }
+}
+
+impl Write for AroundBars {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        bars().suspend(|| std::io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
+/// How far a run is: a bar on a terminal, a line now and then elsewhere.
+#[derive(Debug)]
+pub struct ProgressLine {
+    bar: Option<indicatif::ProgressBar>,
+    begin: (std::time::Instant, u64),
+    last_line: std::time::Instant,
+    total: u64,
+}
+
+/// Seconds between lines where there is no terminal.
+const LINE_SECONDS: u64 = 10;
+
+impl ProgressLine {
+    /// Progress towards `total` steps, from `step` on.
+    pub fn new(total: u64, step: u64) -> Self {
+        let bar = is_interactive().then(|| {
+            let bar = bars().add(indicatif::ProgressBar::new(total));
+            let template = "{bar:30} {human_pos}/{human_len} steps  {per_sec}  {eta} left  {msg}";
+            let style = indicatif::ProgressStyle::with_template(template).expect("the template is valid");
+            bar.set_style(style.with_key("per_sec", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+                // A formatting error can only come from the receiver, which is a string.
+                let _ = write!(out, "{:.0} steps/s", state.per_sec());
+            }));
+            bar.set_position(step);
+            bar.reset_eta();
+            bar
+        });
+        let now = std::time::Instant::now();
+        Self { bar, begin: (now, step), last_line: now, total }
+    }
+
+    /// Shows where the run is.
+    pub fn show(&mut self, step: u64, return_agent_mean: Option<f64>) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(step.min(self.total));
+                if let Some(value) = return_agent_mean {
+                    bar.set_message(format!("return {value:.2}"));
+                }
+            }
+            None if self.last_line.elapsed().as_secs() >= LINE_SECONDS => {
+                self.last_line = std::time::Instant::now();
+                let rate = (step - self.begin.1) as f64 / self.begin.0.elapsed().as_secs_f64();
+                let seconds_left = self.total.saturating_sub(step) as f64 / rate.max(1e-9);
+                let return_agent_mean = return_agent_mean.unwrap_or(f64::NAN);
+                tracing::info!(
+                    step,
+                    total = self.total,
+                    return_agent_mean,
+                    steps_per_second = rate.round(),
+                    seconds_left = seconds_left.round(),
+                    "training"
+                );
+            }
+            None => {}
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
