@@ -147,8 +147,13 @@ fn main() {
     // `cargo test --benches` runs this once, to see that it works.
     let is_full = std::env::args().any(|a| a == "--bench");
     println!("{:>9} {:<28} {:>6} {:>10} {:>10} {:>10} {:>7}", "isa", "what", "batch", "us", "ns/sample", "floor ns", "ratio");
+    // A word among the arguments, such as `avx2`, chooses one set.
+    let wanted = |isa: Isa| {
+        let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+        names.is_empty() || names.contains(&format!("{isa:?}").to_lowercase())
+    };
     for isa in [Isa::Avx512, Isa::Avx2, Isa::Portable] {
-        if !set_isa(Some(isa)) {
+        if !wanted(isa) || !set_isa(Some(isa)) {
             continue;
         }
         let mut rng = SeedTree::new(0).child("bench").rng();

@@ -21,4 +21,4 @@ pub use kernel::{Isa, exp_in_place, isa, set_isa};
 pub use mlp::{Mlp, Trace, Workspace};
 pub use normalizer::{ReturnScale, RunningNorm, RunningNormState};
 pub use optimizer::{Adam, AdamConfig, AdamState, clip_scale, squared_norm};
-pub use tensors::NamedTensor;
+pub use tensors::{NamedTensor, TensorLookup};

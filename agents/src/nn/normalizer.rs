@@ -63,7 +63,7 @@ impl RunningNorm {
         if rows.is_empty() {
             return;
         }
-        assert!(features > 0 && rows.len() % features == 0, "rows of RunningNorm::update");
+        assert!(features > 0 && rows.len().is_multiple_of(features), "rows of RunningNorm::update");
         let n = (rows.len() / features) as f64;
         for j in 0..features {
             let column = || rows[j..].iter().step_by(features).map(|v| f64::from(*v));
@@ -85,7 +85,7 @@ impl RunningNorm {
     /// If the lengths differ or are no multiple of the number of features.
     pub fn normalize(&self, x: &[f32], out: &mut [f32], clip: f32) {
         let features = self.mean.len();
-        assert!(x.len() == out.len() && x.len() % features.max(1) == 0, "rows of RunningNorm::normalize");
+        assert!(x.len() == out.len() && x.len().is_multiple_of(features.max(1)), "rows of RunningNorm::normalize");
         for (x, out) in x.chunks_exact(features.max(1)).zip(out.chunks_exact_mut(features.max(1))) {
             for (j, (x, out)) in x.iter().zip(out).enumerate() {
                 *out = ((x - self.shift[j]) * self.factor[j]).clamp(-clip, clip);

@@ -14,6 +14,9 @@ pub struct NamedTensor {
     pub data: Vec<f32>,
 }
 
+/// Finds a tensor's shape and row-major data by its name.
+pub type TensorLookup<'a> = &'a dyn Fn(&str) -> Option<(Vec<usize>, Vec<f32>)>;
+
 impl Mlp {
     /// All parameters: `layers.{i}.weight` `[output, input]` and `layers.{i}.bias` `[output]`, first layer first.
     pub fn tensors(&self) -> Vec<NamedTensor> {
@@ -35,7 +38,7 @@ impl Mlp {
     /// # Errors
     /// [`AgentError::State`] if a tensor is missing, has another shape, or holds a number of elements that does not belong
     /// to its shape. The network is then unchanged.
-    pub fn load_tensors(&mut self, lookup: &dyn Fn(&str) -> Option<(Vec<usize>, Vec<f32>)>) -> Result<(), AgentError> {
+    pub fn load_tensors(&mut self, lookup: TensorLookup<'_>) -> Result<(), AgentError> {
         let mut found = Vec::with_capacity(2 * self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
             found.push(fetch(lookup, &format!("layers.{index}.weight"), &[layer.output, layer.input])?);
@@ -55,7 +58,7 @@ impl Mlp {
     }
 }
 
-fn fetch(lookup: &dyn Fn(&str) -> Option<(Vec<usize>, Vec<f32>)>, name: &str, expected: &[usize]) -> Result<Vec<f32>, AgentError> {
+fn fetch(lookup: TensorLookup<'_>, name: &str, expected: &[usize]) -> Result<Vec<f32>, AgentError> {
     let error = |reason: String| AgentError::State { tensor: name.into(), reason };
     let (shape, data) = lookup(name).ok_or_else(|| error(format!("missing, expected shape {expected:?}")))?;
     if shape != expected {

@@ -270,7 +270,7 @@ pub fn to_box(work: &SquashedWork, bounds: &ActionBox, action: &mut [f32]) {
 /// If a slice does not have its shape.
 pub fn inverse(bounds: &ActionBox, action: &[f32], pre: &mut [f32]) {
     let d = bounds.len();
-    assert!(action.len() == pre.len() && action.len() % d.max(1) == 0, "shapes of squashed_gaussian::inverse");
+    assert!(action.len() == pre.len() && action.len().is_multiple_of(d.max(1)), "shapes of squashed_gaussian::inverse");
     for (at, (u, a)) in pre.iter_mut().zip(action).enumerate() {
         let t = ((a - bounds.shift[at % d]) / bounds.scale[at % d]).clamp(-INVERSE_LIMIT, INVERSE_LIMIT);
         *u = t.atanh();

@@ -211,47 +211,54 @@ unsafe fn tile<L: Lane, const V: usize, const R: usize>(p: &mut Product<'_>, row
             a = a.wrapping_add(a_depth);
             b = b.wrapping_add(b_depth);
         }
+        for r in 0..R {
+            for v in 0..V {
+                sums[r][v].store(c.add(r * p.c_row + v * L::WIDTH));
+            }
+        }
+        // In a second pass over the stored tile: applied to `sums` itself, the compiler keeps them in memory throughout.
         match p.finish {
             Finish::Store => {}
-            Finish::Tanh => {
-                for r in 0..R {
-                    for v in 0..V {
-                        sums[r][v] = math::tanh(sums[r][v]);
-                    }
-                }
-            }
+            Finish::Tanh => revise::<L, V, R>(c, p.c_row, |_, _, x| math::tanh(x)),
             Finish::Slope(slope) => {
                 let (zero, slope) = (L::splat(0.0), L::splat(slope));
-                for r in 0..R {
-                    for v in 0..V {
-                        let x = sums[r][v];
-                        sums[r][v] = x.select_greater(zero, x, x.mul(slope));
-                    }
-                }
+                revise::<L, V, R>(c, p.c_row, |_, _, x| x.select_greater(zero, x, x.mul(slope)));
             }
             Finish::TanhDerivative(h, h_row) => {
                 let h = h.as_ptr().add(row * h_row + column);
-                for r in 0..R {
-                    for v in 0..V {
-                        let y = L::load(h.add(r * h_row + v * L::WIDTH));
-                        sums[r][v] = sums[r][v].mul(y.neg_mul_add(y, L::splat(1.0)));
-                    }
-                }
+                let one = L::splat(1.0);
+                revise::<L, V, R>(c, p.c_row, |r, v, x| {
+                    let y = L::load(h.add(r * h_row + v * L::WIDTH));
+                    x.mul(y.neg_mul_add(y, one))
+                });
             }
             Finish::SlopeDerivative(h, h_row, slope) => {
                 let h = h.as_ptr().add(row * h_row + column);
                 let (zero, slope) = (L::splat(0.0), L::splat(slope));
-                for r in 0..R {
-                    for v in 0..V {
-                        let y = L::load(h.add(r * h_row + v * L::WIDTH));
-                        sums[r][v] = y.select_greater(zero, sums[r][v], sums[r][v].mul(slope));
-                    }
-                }
+                revise::<L, V, R>(c, p.c_row, |r, v, x| {
+                    let y = L::load(h.add(r * h_row + v * L::WIDTH));
+                    y.select_greater(zero, x, x.mul(slope))
+                });
             }
         }
-        for r in 0..R {
+    }
+}
+
+/// Replaces each vector `x` of a tile in memory by `f(row, vector, x)`.
+///
+/// # Safety
+/// `c` points to `R` rows of `V` vectors at stride `c_row`.
+#[inline(always)]
+unsafe fn revise<L: Lane, const V: usize, const R: usize>(c: *mut f32, c_row: usize, f: impl Fn(usize, usize, L) -> L) {
+    for r in 0..R {
+        let mut row = [L::splat(0.0); V];
+        // SAFETY: see above.
+        unsafe {
             for v in 0..V {
-                sums[r][v].store(c.add(r * p.c_row + v * L::WIDTH));
+                row[v] = f(r, v, L::load(c.add(r * c_row + v * L::WIDTH)));
+            }
+            for v in 0..V {
+                row[v].store(c.add(r * c_row + v * L::WIDTH));
             }
         }
     }
