@@ -38,7 +38,7 @@ pub fn named(name: &str, overrides: &[String]) -> Result<Loaded> {
             let names: Vec<&str> = recipe::RECIPES.iter().map(|(n, _)| *n).collect();
             Err(Failure::usage(
                 format!("there is no recipe and no file called `{name}`"),
-                format!("{}; `steadfast recipe list` shows the recipes", suggest(name, &names)),
+                format!("{} (`steadfast recipe list` shows the recipes)", suggest(name, &names)),
             ))
         }
         Err(error) => Err(Failure::usage(format!("cannot read {name}: {error}"), "give a recipe or a TOML file")),
@@ -59,8 +59,7 @@ fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfi
     let mut table: Table = text.parse().map_err(at_file)?;
     let mut parsed = Vec::new();
     for argument in overrides {
-        let at_argument =
-            |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
+        let at_argument = |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
         let change = Override::parse(argument).map_err(|problem| at_argument(0..argument.len(), problem))?;
         change.apply(&mut table).map_err(|(index, problem)| at_argument(change.key_span(index), problem))?;
         config = ExperimentConfig::deserialize(table.clone())
@@ -109,8 +108,6 @@ fn span_in_value(value: &Spanned<DeValue<'_>>, path: &[String]) -> Option<Range<
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-
-
 
     fn message(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
