@@ -84,7 +84,8 @@ fn ascent_on_a_linear_map_finds_the_top_singular_value() {
     let net = linear(&WEIGHTS);
     let head = PolicyHead::Categorical { n: 2 };
     let expected = 0.3_f64.powi(2) * top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]]));
-    let outcome = evaluate(&adversarial(0.3, 50, Norm::L2, Distance::L2), &net, &head, &random_inputs(30), &[1.0; 3], 1);
+    let config = LipschitzConfig { radius: 0.3, steps: 50, step_size: Some(0.3), distance: Distance::L2, ..Default::default() };
+    let outcome = evaluate(&RegularizerConfig::Lipschitz(config), &net, &head, &random_inputs(30), &[1.0; 3], 1);
     assert!((outcome.penalty.value / expected - 1.0).abs() < 1e-4, "{} {expected}", outcome.penalty.value);
 }
 

@@ -108,7 +108,8 @@ fn teams_learn_with_every_sharing_and_critic() {
 fn credit_reaches_back_over_time_and_arms_are_told_apart() {
     let mut run = Run::new(&EnvConfig::Chain(ChainConfig::default()), &quick(), None, 4);
     run.train(30);
-    assert!(run.mean_return(ActMode::Greedy) >= 1.0);
+    let mean = run.mean_return(ActMode::Greedy);
+    assert!(mean >= 1.0, "{mean}");
     let mut run = Run::new(&EnvConfig::Bandit(BanditConfig::default()), &quick(), None, 5);
     run.train(15);
     assert!(run.mean_return(ActMode::Greedy) > 8.5);
@@ -210,7 +211,8 @@ fn every_regulariser_learns_and_reports() {
 #[test]
 fn the_penalty_makes_the_policy_smoother() {
     let bound = |weight: f64| {
-        let mut run = Run::new(&identity(false, 1), &quick(), Some(&RegularizerConfig::Lipschitz(ernie(weight))), 11);
+        let config = RegularizerConfig::Lipschitz(LipschitzConfig { distance: Distance::L2, ..ernie(weight) });
+        let mut run = Run::new(&identity(false, 1), &quick(), Some(&config), 11);
         run.train(25).get("ernie/lipschitz_lower_bound").unwrap()
     };
     // The tiny weight stands for the plain learner: it reports the bound and changes next to nothing.

@@ -276,7 +276,8 @@ impl ChainConfig {
 }
 
 /// A corridor: action 1 moves ahead, action 0 back. The far end terminates the episode with reward 1; going back from
-/// the start pays 0.01, which tempts a learner without credit over time.
+/// the start pays 0.001 per step, which tempts a learner without credit over time. (For a discount above 0.999 staying
+/// would be right: a learner that treats the time limit as a truncation expects to go on for ever.)
 #[derive(Debug)]
 pub struct Chain {
     spec: EnvSpec,
@@ -305,7 +306,7 @@ impl Environment for Chain {
         let last = self.spec.agents[0].observation.width() - 1;
         out.rewards[0] = 0.0;
         match actions.discrete("chain")?[0] {
-            0 if self.place == 0 => out.rewards[0] = 0.01,
+            0 if self.place == 0 => out.rewards[0] = 0.001,
             0 => self.place -= 1,
             1 => self.place += 1,
             other => return Err(invalid_index("chain", 0, 2, other)),

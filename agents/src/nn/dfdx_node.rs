@@ -3,7 +3,7 @@
 //! dfdx sees the flat parameters as one tensor and the whole network as one operation; forward and backward run on our
 //! kernels. Losses with a closed form need none of this.
 
-use dfdx::prelude::{AsArray, Cpu, CpuError, Gradients, PutTape, SplitTape, Tape, Tensor, TensorFromVec};
+use dfdx::prelude::{Cpu, CpuError, Gradients, HasShape, PutTape, SplitTape, Tape, Tensor, TensorFromVec};
 
 use super::mlp::{Mlp, Trace};
 
@@ -79,10 +79,10 @@ impl MlpNode {
     }
 
     fn apply<T: Tape<f32, Cpu>>(&self, net: &Mlp, x: Rows<T>, wants_input_gradient: bool) -> Result<Rows<T>, CpuError> {
-        let (n_parameters,) = *dfdx::prelude::HasShape::shape(&self.parameters);
+        let (n_parameters,) = *self.parameters.shape();
         assert_eq!(n_parameters, net.n_parameters(), "parameters of the network given to MlpNode");
         let (x, mut tape) = x.split_tape();
-        let (rows, input) = *dfdx::prelude::HasShape::shape(&x);
+        let (rows, input) = *x.shape();
         assert_eq!(input, net.input(), "input width of the network given to MlpNode");
         let mut trace = Trace::default();
         net.forward_train(&x.as_vec(), rows, &mut trace);

@@ -17,7 +17,7 @@ mod tensors;
 pub use activation::Activation;
 pub use dfdx_node::{MlpNode, Rows};
 pub use distribution::{categorical, distance, gaussian, squashed_gaussian};
-pub use kernel::{Isa, isa, set_isa};
+pub use kernel::{Isa, exp_in_place, isa, set_isa};
 pub use mlp::{Mlp, Trace, Workspace};
 pub use normalizer::{ReturnScale, RunningNorm, RunningNormState};
 pub use optimizer::{Adam, AdamConfig, AdamState, clip_scale, squared_norm};

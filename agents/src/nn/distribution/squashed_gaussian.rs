@@ -13,7 +13,7 @@ use steadfast_envs::Rng;
 use super::super::kernel::aligned::Aligned;
 use super::super::kernel::isa;
 use super::super::kernel::lane::{Lane, Vectorised, dispatch};
-use super::super::kernel::math;
+use super::super::kernel::math::{self, exp_in_place};
 use crate::AgentError;
 
 /// Largest `|tanh u|` that [`inverse`] takes an action for; beyond, `u` would be infinite.
@@ -118,24 +118,6 @@ impl Vectorised for Squash<'_> {
     }
 }
 
-struct Exp<'a>(&'a mut [f32]);
-
-impl Vectorised for Exp<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<L: Lane>(self) {
-        for chunk in self.0.chunks_mut(BLOCK) {
-            let mut block = [0.0_f32; BLOCK];
-            block[..chunk.len()].copy_from_slice(chunk);
-            for at in (0..BLOCK).step_by(L::WIDTH) {
-                math::exp(L::read(&block[at..])).write(&mut block[at..]);
-            }
-            chunk.copy_from_slice(&block[..chunk.len()]);
-        }
-    }
-}
-
 /// Log-probabilities `[rows]` of the actions whose values before squashing are `pre` `[rows, d]`.
 ///
 /// # Panics
@@ -161,7 +143,7 @@ pub fn evaluate(
     work.log_slope.grow(rows * d);
     let std = &mut work.std[..log_std.len()];
     std.copy_from_slice(log_std);
-    dispatch(isa(), Exp(std));
+    exp_in_place(std);
     dispatch(isa(), Squash { pre, tanh: &mut work.tanh[..rows * d], log_slope: &mut work.log_slope[..rows * d] });
     let constant = bounds.log_volume() + 0.5 * TAU.ln() * d as f32;
     for r in 0..rows {
@@ -246,7 +228,7 @@ pub fn sample(
 ) -> f32 {
     assert!(pre.len() == bounds.len() && log_std.len() == bounds.len(), "shapes of squashed_gaussian::sample");
     pre.copy_from_slice(log_std);
-    dispatch(isa(), Exp(pre));
+    exp_in_place(pre);
     for (u, m) in pre.iter_mut().zip(mean) {
         *u = m + *u * rng.normal_f32();
     }

@@ -10,3 +10,4 @@ pub(in crate::nn) mod math;
 pub(in crate::nn) mod tile;
 
 pub use lane::{Isa, isa, set_isa};
+pub use math::exp_in_place;
