@@ -143,6 +143,34 @@ mod tests {
         assert_eq!(super::text("b", &text, &[]).unwrap().config, loaded.config);
     }
 
+    /// Every number of every table, at values that no one checks for by accident.
+    #[test]
+    fn extreme_numbers_are_accepted_or_refused_but_never_panic() {
+        let (mut table, mut tried, mut refused) = (String::new(), 0, 0);
+        for line in crate::config::render::defaults().lines() {
+            let line = line.trim_start_matches(['#', ' ']);
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                table = if name.starts_with('[') { String::new() } else { format!("{name}.") };
+            }
+            let Some((key, value)) = line.split_once(" = ") else { continue };
+            let values: &[&str] = match value.chars().next() {
+                Some('0'..='9' | '-') => &["-1", "0", "65537", "1e300", "nan", "inf"],
+                Some('[') => &["[]", "[nan]", "[1e300]", "[-1]", "[0]", "[1, 2, 3, 4, 5, 6, 7, 8, 9]"],
+                _ => continue,
+            };
+            let path: Vec<&str> = table.split('.').collect();
+            for value in values {
+                let mut changes = vec![format!("{table}{key}={value}")];
+                if ["env", "agent", "regularizer"].contains(&path[0]) {
+                    changes.insert(0, format!("{}={}", path[0], path[1]));
+                }
+                tried += 1;
+                refused += usize::from(super::text("extreme", "", &changes).is_err());
+            }
+        }
+        assert!(tried > 500 && refused > tried / 3, "{refused} of {tried}");
+    }
+
     proptest! {
         #[test]
         fn arbitrary_text_never_panics(text in ".{0,200}", change in ".{0,40}") {

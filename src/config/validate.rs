@@ -121,8 +121,7 @@ mod tests {
         assert_eq!(path_of(|c| c.slots = 0), "slots");
         assert_eq!(path_of(|c| c.total_steps = 0), "total_steps");
         assert_eq!(path_of(|c| c.eval.episodes = 1), "eval.episodes");
-        let mut sweep = super::super::RobustnessConfig::default();
-        sweep.levels = vec![0.0, f64::NAN];
+        let mut sweep = super::super::RobustnessConfig { levels: vec![0.0, f64::NAN], ..Default::default() };
         assert_eq!(path_of(|c| c.robustness = vec![sweep.clone()]), "robustness.0.levels");
         sweep.axis = PerturbationConfig::MaliciousAction(steadfast_envs::perturb::MaliciousActionConfig {
             agents: vec!["nobody".to_string()],
