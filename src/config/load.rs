@@ -38,7 +38,7 @@ pub fn named(name: &str, overrides: &[String]) -> Result<Loaded> {
             let names: Vec<&str> = recipe::RECIPES.iter().map(|(n, _)| *n).collect();
             Err(Failure::usage(
                 format!("there is no recipe and no file called `{name}`"),
-                format!("{}; `steadfast recipe list` shows the recipes", suggest(name, &names)),
+                format!("{} (`steadfast recipe list` shows the recipes)", suggest(name, &names)),
             ))
         }
         Err(error) => Err(Failure::usage(format!("cannot read {name}: {error}"), "give a recipe or a TOML file")),
@@ -59,8 +59,7 @@ fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfi
     let mut table: Table = text.parse().map_err(at_file)?;
     let mut parsed = Vec::new();
     for argument in overrides {
-        let at_argument =
-            |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
+        let at_argument = |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
         let change = Override::parse(argument).map_err(|problem| at_argument(0..argument.len(), problem))?;
         change.apply(&mut table).map_err(|(index, problem)| at_argument(change.key_span(index), problem))?;
         config = ExperimentConfig::deserialize(table.clone())
@@ -110,8 +109,6 @@ fn span_in_value(value: &Spanned<DeValue<'_>>, path: &[String]) -> Option<Range<
 mod tests {
     use proptest::prelude::*;
 
-
-
     fn message(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
         super::text("test.toml", text, &overrides).unwrap_err().render(false, 100)
@@ -144,6 +141,34 @@ mod tests {
         let loaded = super::text("a", "", &["agent.ppo.learning_rate=0.00031".to_string(), "seed=12".to_string()]).unwrap();
         let text = toml::to_string(&loaded.config).unwrap();
         assert_eq!(super::text("b", &text, &[]).unwrap().config, loaded.config);
+    }
+
+    /// Every number of every table, at values that no one checks for by accident.
+    #[test]
+    fn extreme_numbers_are_accepted_or_refused_but_never_panic() {
+        let (mut table, mut tried, mut refused) = (String::new(), 0, 0);
+        for line in crate::config::render::defaults().lines() {
+            let line = line.trim_start_matches(['#', ' ']);
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                table = if name.starts_with('[') { String::new() } else { format!("{name}.") };
+            }
+            let Some((key, value)) = line.split_once(" = ") else { continue };
+            let values: &[&str] = match value.chars().next() {
+                Some('0'..='9' | '-') => &["-1", "0", "65537", "1e300", "nan", "inf"],
+                Some('[') => &["[]", "[nan]", "[1e300]", "[-1]", "[0]", "[1, 2, 3, 4, 5, 6, 7, 8, 9]"],
+                _ => continue,
+            };
+            let path: Vec<&str> = table.split('.').collect();
+            for value in values {
+                let mut changes = vec![format!("{table}{key}={value}")];
+                if ["env", "agent", "regularizer"].contains(&path[0]) {
+                    changes.insert(0, format!("{}={}", path[0], path[1]));
+                }
+                tried += 1;
+                refused += usize::from(super::text("extreme", "", &changes).is_err());
+            }
+        }
+        assert!(tried > 500 && refused > tried / 3, "{refused} of {tried}");
     }
 
     proptest! {

@@ -133,10 +133,6 @@ pub struct RobustnessConfig {
 
 impl Default for RobustnessConfig {
     fn default() -> Self {
-        Self {
-            levels: vec![0.0, 0.1, 0.2, 0.5],
-            episodes: 100,
-            axis: PerturbationConfig::ObservationNoise(Default::default()),
-        }
+        Self { levels: vec![0.0, 0.1, 0.2, 0.5], episodes: 100, axis: PerturbationConfig::ObservationNoise(Default::default()) }
     }
 }

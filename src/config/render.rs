@@ -163,7 +163,11 @@ mod tests {
         for name in fields(root) {
             let is_printed = text.lines().any(|l| {
                 let l = l.trim_start_matches(['#', ' ']);
-                l.starts_with(&format!("{name} = ")) || l.starts_with(&format!("[{name}")) || l.starts_with(&format!("[[{name}")) || l.contains(&format!(".{name}.")) || l.ends_with(&format!(".{name}]"))
+                l.starts_with(&format!("{name} = "))
+                    || l.starts_with(&format!("[{name}"))
+                    || l.starts_with(&format!("[[{name}"))
+                    || l.contains(&format!(".{name}."))
+                    || l.ends_with(&format!(".{name}]"))
             });
             assert!(is_printed, "{name} is missing");
         }

@@ -68,10 +68,32 @@ impl Problem {
             Some((name, known)) if message.starts_with("unknown field") => Self::unknown("key", name, known),
             Some((name, known)) if message.starts_with("unknown variant") => Self::unknown("choice", name, known),
             _ if message.starts_with("wanted exactly 1 element") => Self::new("exactly one choice is needed here", "must hold one table")
-                .help("write one table such as `[env.NAME]`; `steadfast list envs` (or agents, regularizers, perturbations) shows the names"),
-            _ => Self::new(message.trim().replace('\n', "; "), "here"),
+                .help(
+                    "write one table such as `[env.NAME]`; `steadfast list envs` (or agents, regularizers, perturbations) shows the names",
+                ),
+            _ => Self::new(in_plain_words(message.trim()), "here"),
         }
     }
+}
+
+/// Replaces the names of Rust types at the end of a message.
+fn in_plain_words(message: &str) -> String {
+    let message = message.replace('\n', "; ");
+    let words = [
+        (&["u8", "u16", "u32", "u64", "usize"][..], "a whole number of at least 0"),
+        (&["i32", "i64", "isize"], "a whole number"),
+        (&["f32", "f64"], "a number"),
+        (&["a boolean"], "true or false"),
+        (&["a sequence"], "a list"),
+    ];
+    for (types, plain) in words {
+        for name in types {
+            if let Some(start) = message.strip_suffix(&format!("expected {name}")) {
+                return format!("{start}expected {plain}");
+            }
+        }
+    }
+    message
 }
 
 /// "did you mean ...?" if a known name is close, else the known names.
@@ -96,6 +118,12 @@ mod tests {
     fn close_names_are_suggested_and_far_ones_listed() {
         assert_eq!(suggest("dicsount", &["clip_range", "discount"]), "did you mean `discount`?");
         assert_eq!(suggest("colour", &["seed", "slots"]), "known: `seed`, `slots`");
+    }
+
+    #[test]
+    fn types_are_named_in_plain_words() {
+        let problem = Problem::from_serde("invalid type: string \"a\", expected usize");
+        assert_eq!(problem.message, "invalid type: string \"a\", expected a whole number of at least 0");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use steadfast_envs::{EnvError, PerturbationConfig, Perturbed};
 
 use super::ExperimentConfig;
 use super::report::Problem;
+use crate::experiment::build;
 
 /// A value that does not fit, with its place in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     if let Some(regularizer) = &c.regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent(&format!("regularizer.{}", regularizer.name()), &e))?;
     }
+    // Building the learner finds what depends on both, such as a central critic in a world without a global state.
+    build::learner(c, &spec).map(drop).map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
     let fits = |place: String, perturbation: &PerturbationConfig| {
         let path = format!("{place}.{}", perturbation.name());
         perturbation.validate(&spec).map_err(|e| Misfit::from_env(&path, &e))?;
@@ -118,8 +121,7 @@ mod tests {
         assert_eq!(path_of(|c| c.slots = 0), "slots");
         assert_eq!(path_of(|c| c.total_steps = 0), "total_steps");
         assert_eq!(path_of(|c| c.eval.episodes = 1), "eval.episodes");
-        let mut sweep = super::super::RobustnessConfig::default();
-        sweep.levels = vec![0.0, f64::NAN];
+        let mut sweep = super::super::RobustnessConfig { levels: vec![0.0, f64::NAN], ..Default::default() };
         assert_eq!(path_of(|c| c.robustness = vec![sweep.clone()]), "robustness.0.levels");
         sweep.axis = PerturbationConfig::MaliciousAction(steadfast_envs::perturb::MaliciousActionConfig {
             agents: vec!["nobody".to_string()],

@@ -34,7 +34,7 @@ pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Res
     }
     pool.install(|| {
         let mut training = if resume { Training::resumed(run, config)? } else { Training::new(run, config)? };
-        if training.update == 0 {
+        if !training.has_checkpoint {
             training.evaluate()?;
             training.save()?;
         }
@@ -56,6 +56,7 @@ struct Training<'a> {
     step: u64,
     update: u64,
     nominal: Option<EvalRow>,
+    has_checkpoint: bool,
 }
 
 impl<'a> Training<'a> {
@@ -76,6 +77,7 @@ impl<'a> Training<'a> {
             step: 0,
             update: 0,
             nominal: None,
+            has_checkpoint: false,
         })
     }
 
@@ -86,7 +88,10 @@ impl<'a> Training<'a> {
         }
         let Some(found) = found else {
             if let Some((step, error)) = passed_over.into_iter().next() {
-                return Err(Failure::caused(format!("no complete checkpoint in {}, the newest is of step {step}", run.path().display()), error));
+                return Err(Failure::caused(
+                    format!("no complete checkpoint in {}, the newest is of step {step}", run.path().display()),
+                    error,
+                ));
             }
             // The run was stopped before its first checkpoint, so the beginning is its newest state.
             for name in [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES] {
@@ -127,6 +132,7 @@ impl<'a> Training<'a> {
         let text = std::fs::read(&path).map_err(|e| Failure::file("read", &path, e))?;
         let rows = results::parse(&text).map_err(|e| Failure::run(format!("cannot read {}: {e}", path.display())))?;
         self.nominal = rows.into_iter().rfind(|r| r.source == Source::Train);
+        self.has_checkpoint = true;
         Ok(())
     }
 
@@ -201,7 +207,12 @@ impl<'a> Training<'a> {
             ("eval/episode_length", row.length),
         ];
         self.metrics.events(self.step, &values.map(|(name, value)| (name.to_string(), value)))?;
-        info!(step = self.step, return_agent_mean = short(row.return_agent_mean), return_team_sum = short(row.return_team_sum), "evaluated");
+        info!(
+            step = self.step,
+            return_agent_mean = short(row.return_agent_mean),
+            return_team_sum = short(row.return_team_sum),
+            "evaluated"
+        );
         self.nominal = Some(row);
         Ok(())
     }
@@ -227,6 +238,7 @@ impl<'a> Training<'a> {
         }
         let checkpoint = Checkpoint { progress, learner: self.learner.state(), engine };
         checkpoint::save(&self.run.checkpoints(), &checkpoint, self.config.checkpoint.keep)?;
+        self.has_checkpoint = true;
         debug!(step = self.step, "saved");
         Ok(())
     }

@@ -83,7 +83,10 @@ fn unknown(runs: &[RunData], metric: &str) -> Failure {
     known.sort_unstable();
     known.dedup();
     if COLUMNS.iter().any(|(name, ..)| *name == metric) {
-        return Failure::usage("the runs have no evaluations yet", "wait for the first one, or give --metric with a name from metrics.jsonl");
+        return Failure::usage(
+            "the runs have no evaluations yet",
+            "wait for the first one, or give --metric with a name from metrics.jsonl",
+        );
     }
     Failure::usage(format!("no run has the metric `{metric}`"), suggest(metric, &known))
 }
@@ -94,8 +97,7 @@ mod tests {
     use crate::run::metrics::Row;
 
     fn run(name: &str, values: &[(u64, f64)]) -> RunData {
-        let metrics =
-            values.iter().map(|&(step, v)| Row { step, values: BTreeMap::from([("train/loss".to_string(), v)]) }).collect();
+        let metrics = values.iter().map(|&(step, v)| Row { step, values: BTreeMap::from([("train/loss".to_string(), v)]) }).collect();
         RunData { name: name.to_string(), env: "chain".to_string(), evaluations: Vec::new(), metrics }
     }
 

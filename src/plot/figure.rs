@@ -227,7 +227,7 @@ fn draw_legend<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel,
         let ends = [(x, y), (x + ipx(34), y)];
         match style.dash {
             None => area.draw(&PathElement::new(ends, line))?,
-            Some((dash, gap)) => area.draw(&plotters::element::DashedPathElement::new(ends.into_iter(), dash * scale, gap * scale, line))?,
+            Some((dash, gap)) => area.draw(&plotters::element::DashedPathElement::new(ends, dash * scale, gap * scale, line))?,
         }
         draw_marker(area, (x + ipx(17), y), style, ipx(4))?;
         let font = ("sans-serif", 15 * scale).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));

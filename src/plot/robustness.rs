@@ -40,11 +40,8 @@ pub fn panels(runs: &[RunData], metric: &str) -> Result<Vec<Panel>> {
             let series = by_name(runs)
                 .into_iter()
                 .filter_map(|(name, members)| {
-                    let curves: Vec<BTreeMap<u64, (f64, f64)>> = members
-                        .iter()
-                        .map(|run| levels(run, perturbation, settings, *value))
-                        .filter(|curve| !curve.is_empty())
-                        .collect();
+                    let curves: Vec<BTreeMap<u64, (f64, f64)>> =
+                        members.iter().map(|run| levels(run, perturbation, settings, *value)).filter(|curve| !curve.is_empty()).collect();
                     most_runs = most_runs.max(curves.len());
                     let label = if curves.len() > 1 { format!("{name} ({} runs)", curves.len()) } else { name.to_string() };
                     (!curves.is_empty()).then(|| Series { label, points: points(&curves) })

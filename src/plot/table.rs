@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::failure::{Failure, Result};
 use crate::run::directory::RunDirectory;
-use crate::run::results::{self, EvalRow};
 use crate::run::metrics;
+use crate::run::results::{self, EvalRow};
 
 /// What a picture can show of a run.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,7 +1,7 @@
 //! Named arrays in safetensors files.
 
-use safetensors::tensor::{Dtype, TensorView};
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use steadfast_agents::{Array, StateDict};
 
 /// The arrays as the bytes of a safetensors file.

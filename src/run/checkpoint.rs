@@ -227,7 +227,8 @@ mod tests {
         learner.put_f32("policy.0.weight", &[2], &[1.0, 2.0]);
         let mut engine = StateDict::default();
         engine.put_u64("words", &[1, 2, 3]);
-        let progress = Progress { step, update: step / 10, logs: BTreeMap::from([("metrics.jsonl".to_string(), 17)]), ..Default::default() };
+        let progress =
+            Progress { step, update: step / 10, logs: BTreeMap::from([("metrics.jsonl".to_string(), 17)]), ..Default::default() };
         Checkpoint { progress, learner, engine }
     }
 

@@ -29,9 +29,11 @@ impl RunDirectory {
         if let Some(path) = output {
             let is_taken = path.exists() && fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some());
             if is_taken {
+                let resume = format!(", or continue it with `steadfast train --resume {}`", path.display());
+                let is_run = path.join("config.toml").is_file();
                 return Err(Failure::usage(
                     format!("{} exists and is not an empty directory", path.display()),
-                    format!("choose another --output, or continue it with `steadfast train --resume {}`", path.display()),
+                    format!("choose another --output{}", if is_run { resume.as_str() } else { "" }),
                 ));
             }
             fs::create_dir_all(path).map_err(|e| cannot_create(path, &e))?;
@@ -129,9 +131,10 @@ impl RunDirectory {
         let file = File::create(&path).map_err(|e| Failure::file("create", &path, e))?;
         match file.try_lock() {
             Ok(()) => Ok(RunLock { _file: file }),
-            Err(TryLockError::WouldBlock) => {
-                Err(Failure::run_with_help(format!("another process is writing to {}", self.path.display()), "wait for it, or stop it first"))
-            }
+            Err(TryLockError::WouldBlock) => Err(Failure::run_with_help(
+                format!("another process is writing to {}", self.path.display()),
+                "wait for it, or stop it first",
+            )),
             // Some network file systems have no locks; the user is then alone responsible.
             Err(TryLockError::Error(error)) => {
                 tracing::warn!(%error, "run directory cannot be locked");

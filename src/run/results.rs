@@ -97,10 +97,8 @@ fn settings(perturbation: &PerturbationConfig) -> String {
     let level_fields = ["magnitude", "probability"];
     let Ok(toml::Value::Table(table)) = toml::Value::try_from(perturbation) else { return String::new() };
     let inner = table.into_iter().next().and_then(|(_, v)| v.as_table().cloned()).unwrap_or_default();
-    let kept: toml::Table = inner
-        .into_iter()
-        .filter(|(k, v)| !level_fields.contains(&k.as_str()) && !v.as_array().is_some_and(Vec::is_empty))
-        .collect();
+    let kept: toml::Table =
+        inner.into_iter().filter(|(k, v)| !level_fields.contains(&k.as_str()) && !v.as_array().is_some_and(Vec::is_empty)).collect();
     toml::Value::Table(kept).to_string()
 }
 
@@ -214,7 +212,12 @@ impl ResultsLog {
     pub fn rewind(&mut self, eval: u64, episodes: u64) -> Result<()> {
         for (file, length) in [(&mut self.eval, eval), (&mut self.episodes, episodes)] {
             let tail = file.truncate(length)?;
-            let kept: Vec<u8> = tail.split_inclusive(|&b| b == b'\n').filter(|l| l.starts_with(b"eval,") && l.ends_with(b"\n")).flatten().copied().collect();
+            let kept: Vec<u8> = tail
+                .split_inclusive(|&b| b == b'\n')
+                .filter(|l| l.starts_with(b"eval,") && l.ends_with(b"\n"))
+                .flatten()
+                .copied()
+                .collect();
             if !kept.is_empty() {
                 file.append(&kept)?;
             }
@@ -248,18 +251,8 @@ const EVAL_COLUMNS: [&str; 17] = [
     "terminated",
 ];
 
-const EPISODE_COLUMNS: [&str; 10] = [
-    "source",
-    "step",
-    "perturbation",
-    "level",
-    "seed",
-    "episode",
-    "return_team_sum",
-    "return_agent_mean",
-    "length",
-    "terminated",
-];
+const EPISODE_COLUMNS: [&str; 10] =
+    ["source", "step", "perturbation", "level", "seed", "episode", "return_team_sum", "return_agent_mean", "length", "terminated"];
 
 /// Name of a unit variant as serde writes it.
 fn name_of(value: impl Serialize) -> String {

@@ -1,1 +1,9 @@
 //! Runs the command itself.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod command;
+mod errors;
+mod output;
+mod resume;
+mod storage;
+mod train;

@@ -1,0 +1,124 @@
+//! A killed run resumes to the same bytes as an uninterrupted one.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::command::{Place, TINY, assert_equal_runs, names, newest_checkpoint};
+
+/// Kills a run again and again after random times; returns how often it was hit alive.
+fn run_with_kills(place: &Place, run: &str, changes: &[&str], mut seed: u64, max_kills: usize) -> usize {
+    let mut kills = 0;
+    let mut arguments = vec!["train", TINY, "--output", run];
+    arguments.extend(changes);
+    loop {
+        let mut child = place.command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        if kills < max_kills {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            std::thread::sleep(Duration::from_millis(15 + (seed >> 33) % 250));
+            // SIGKILL: the process gets no chance to put anything in order.
+            child.kill().unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            return kills;
+        }
+        assert_eq!(output.status.code(), None, "{}", String::from_utf8_lossy(&output.stderr));
+        kills += 1;
+        // The first kill may come before the run directory exists.
+        if place.path(&format!("{run}/config.toml")).exists() {
+            arguments = vec!["train", "--resume", run];
+        } else {
+            let _ = std::fs::remove_dir_all(place.path(run));
+        }
+    }
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "threads=1", "--output", "whole"]);
+    let mut kills = 0;
+    for (i, threads) in ["threads=1", "threads=2"].into_iter().enumerate() {
+        let run = format!("killed-{i}");
+        kills += run_with_kills(&place, &run, &[threads], 17 + i as u64, 5);
+        assert_equal_runs(&place, "whole", &run);
+        assert_eq!(events(&place, "whole"), events(&place, &run));
+    }
+    assert!(kills >= 6, "only {kills} kills hit a living process");
+}
+
+#[test]
+#[ignore = "slow: fifty kills"]
+fn a_run_killed_fifty_times_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "total_steps=100000", "--output", "whole"]);
+    let kills = run_with_kills(&place, "killed", &["total_steps=100000"], 99, 50);
+    assert_equal_runs(&place, "whole", "killed");
+    assert!(kills >= 25, "only {kills} kills hit a living process");
+}
+
+/// Steps of all records in the event file; times differ between runs.
+fn events(place: &Place, run: &str) -> Vec<u64> {
+    let directory = format!("{run}/tensorboard");
+    let files = names(&place.path(&directory));
+    assert_eq!(files.len(), 1);
+    let bytes = place.read(&format!("{directory}/{}", files[0]));
+    let mut steps = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+        let message = &bytes[at + 12..at + 12 + length];
+        // Field 1 (wall time) takes nine bytes; field 2 (step) follows as a varint, and is left out when it is 0.
+        let mut step = 0;
+        if message.get(9) == Some(&0x10) {
+            for (i, byte) in message[10..].iter().enumerate() {
+                step |= u64::from(byte & 0x7f) << (7 * i);
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+        }
+        steps.push(step);
+        at += length + 16;
+    }
+    assert!(steps.is_sorted() && steps.len() > 5, "{steps:?}");
+    steps
+}
+
+#[test]
+fn a_torn_checkpoint_is_passed_over_when_resuming() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "total_steps=6000", "--output", "whole"]);
+    place.succeed(&["train", TINY, "total_steps=6000", "--output", "torn"]);
+    std::fs::remove_file(place.path("torn/summary.json")).unwrap();
+    let file = format!("{}/engine.safetensors", newest_checkpoint(&place, "torn"));
+    let bytes = place.read(&file);
+    std::fs::write(place.path(&file), &bytes[..bytes.len() - 7]).unwrap();
+    let answer = place.succeed(&["train", "--resume", "torn"]);
+    assert!(answer.err.contains("cannot be used: engine.safetensors is damaged"), "{}", answer.err);
+    assert_equal_runs(&place, "whole", "torn");
+}
+
+#[test]
+fn a_run_without_a_checkpoint_starts_again() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "total_steps=2000", "--output", "whole"]);
+    place.succeed(&["train", TINY, "total_steps=2000", "--output", "early"]);
+    std::fs::remove_file(place.path("early/summary.json")).unwrap();
+    std::fs::remove_dir_all(place.path("early/checkpoints")).unwrap();
+    let answer = place.succeed(&["train", "--resume", "early"]);
+    assert!(answer.err.contains("starting at the beginning"), "{}", answer.err);
+    assert_equal_runs(&place, "whole", "early");
+}
+
+#[test]
+fn evaluations_by_hand_survive_a_resume() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "total_steps=3000", "--output", "run"]);
+    place.succeed(&["eval", "run", "--malicious-action", "0.7"]);
+    std::fs::remove_file(place.path("run/summary.json")).unwrap();
+    place.succeed(&["train", "--resume", "run"]);
+    let text = String::from_utf8(place.read("run/eval.csv")).unwrap();
+    assert_eq!(text.lines().filter(|l| l.starts_with("eval,")).count(), 1);
+    assert_eq!(text.lines().filter(|l| l.starts_with("final,")).count(), 4);
+}
