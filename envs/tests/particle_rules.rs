@@ -117,7 +117,7 @@ fn original_spread_reward_counts_self_collisions_and_is_shared() {
     for reward in env.rewards_f64() {
         assert!((reward - (-3.0 - 3.0 - 2.0)).abs() < 1e-12, "{reward}");
     }
-    assert_eq!(metrics(&env), [1.0, 2.0, 1.0]);
+    assert_eq!(metrics(&env)[..3], [1.0, 2.0, 1.0]);
 }
 
 #[test]
@@ -272,4 +272,29 @@ fn heavier_agents_answer_more_slowly() {
     start(&mut env, 0);
     step(&mut env, Actions::Discrete(&[2]));
     assert_eq!(env.world().velocities[0], [0.25, 0.0]);
+}
+
+#[test]
+fn spread_reports_both_conventions_whatever_the_reward() {
+    let returns = |reward: SpreadReward| {
+        let mut env = SimpleSpreadConfig { reward, ..Default::default() }.build().unwrap();
+        let mut observations = vec![0.0; 54];
+        let mut rewards = [0.0_f32; 3];
+        let (mut total, mut rng) = ([0.0_f64; 3], Rng::from_seed(8));
+        env.reset(5, &mut observations);
+        for _ in 0..25 {
+            let actions = [rng.below(5) as u32, rng.below(5) as u32, rng.below(5) as u32];
+            let mut out = StepOut { observations: &mut observations, rewards: &mut rewards, terminated: false, truncated: false };
+            env.step(Actions::Discrete(&actions), &mut out).unwrap();
+            total.iter_mut().zip(rewards).for_each(|(t, r)| *t += f64::from(r));
+        }
+        let mut metrics = [0.0; 5];
+        env.episode_metrics(&mut metrics);
+        (total, metrics)
+    };
+    let (local, metrics) = returns(SpreadReward::LocalRatio);
+    let (shared, same) = returns(SpreadReward::SharedSum);
+    assert_eq!(metrics, same);
+    assert!((metrics[3] - local.iter().sum::<f64>() / 3.0).abs() < 1e-4);
+    assert!((metrics[4] - shared[0]).abs() < 1e-3);
 }

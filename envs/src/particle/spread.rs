@@ -7,7 +7,10 @@
 //! zeros for each other agent (they are silent).
 //!
 //! Metrics: `collisions` (overlapping pairs, summed over steps), `occupied_landmarks` (at the last step, landmarks with
-//! an agent closer than 0.1), `landmark_distance` (at the last step, `−global`).
+//! an agent closer than 0.1), `landmark_distance` (at the last step, `−global`), and the return of the episode in the two
+//! conventions that tables use, whatever the agents are rewarded with: `return_mpe2` (mean over agents of the reward of
+//! `mpe2` with its default `local_ratio` of 0.5) and `return_shared_sum` (per agent, the reward of the original release
+//! under [`SpreadReward::SharedSum`]; EPyMARL's published figures are of this kind).
 
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +97,7 @@ impl SimpleSpreadConfig {
                 landmarks: vec![Body::landmark(0.05, false); self.n_agents],
                 message_width: 2,
                 n_choices: 0,
-                metrics: &["collisions", "occupied_landmarks", "landmark_distance"],
+                metrics: &["collisions", "occupied_landmarks", "landmark_distance", "return_mpe2", "return_shared_sum"],
                 continuous_actions: self.continuous_actions,
                 integrator: self.integrator,
                 physics: self.physics.clone(),
@@ -139,17 +142,20 @@ impl Scenario for Spread {
             distance += nearest;
             occupied += usize::from(nearest < OCCUPIED);
         }
+        let shared_sum = -(n as f64) * (distance + 1.0) - 2.0 * collisions;
         match self.reward {
             SpreadReward::LocalRatio => {
                 for reward in rewards.iter_mut() {
                     *reward = -distance * (1.0 - self.local_ratio) + *reward * self.local_ratio;
                 }
             }
-            SpreadReward::SharedSum => rewards.fill(-(n as f64) * (distance + 1.0) - 2.0 * collisions),
+            SpreadReward::SharedSum => rewards.fill(shared_sum),
         }
         metrics[0] += collisions;
         metrics[1] = occupied as f64;
         metrics[2] = distance;
+        metrics[3] -= 0.5 * distance + 0.5 * 2.0 * collisions / n as f64;
+        metrics[4] += shared_sum;
         self.ends_on_success && occupied == n
     }
 
