@@ -5,6 +5,8 @@
 //! the vectors. With a strided `a` the same loop computes outputs, weight gradients (depth = rows of the batch, started
 //! from the gradient so far) and input gradients (`b` = transposed weights).
 
+use std::hint::black_box;
+
 use super::lane::{Isa, Lane, Vectorised, dispatch};
 use super::math;
 
@@ -194,7 +196,14 @@ unsafe fn tile<L: Lane, const V: usize, const R: usize>(p: &mut Product<'_>, row
             }
         }
         let (a_row, a_depth, b_depth) = (p.a_row, p.a_depth, p.b_depth);
-        let mut a = p.a.as_ptr().wrapping_add(row * a_row);
+        let mut a: [*const f32; 3] = std::array::from_fn(|group| p.a.as_ptr().wrapping_add((row + 4 * group) * a_row));
+        let mut offsets: [usize; 4] = std::array::from_fn(|r| r * a_row);
+        if V == 1 && R > 6 {
+            // High narrow tiles live on their loads. Left to itself the compiler makes one address out of the other, a chain
+            // of as many additions as rows, longer than the products take; hidden from it, the addresses are independent.
+            a = black_box(a);
+            offsets = black_box(offsets);
+        }
         let mut b = p.b.as_ptr().wrapping_add(column);
         for _ in 0..p.depth {
             let mut factors = [L::splat(0.0); V];
@@ -202,60 +211,72 @@ unsafe fn tile<L: Lane, const V: usize, const R: usize>(p: &mut Product<'_>, row
                 factors[v] = L::load(b.add(v * L::WIDTH));
             }
             for r in 0..R {
-                let x = L::splat(*a.add(r * a_row));
+                let x = L::splat(*a[r / 4].add(offsets[r % 4]));
                 for v in 0..V {
                     sums[r][v] = x.mul_add(factors[v], sums[r][v]);
                 }
             }
             // The step after the last one may leave the slice; it is not dereferenced.
-            a = a.wrapping_add(a_depth);
+            a = a.map(|a| a.wrapping_add(a_depth));
             b = b.wrapping_add(b_depth);
         }
-        for r in 0..R {
-            for v in 0..V {
-                sums[r][v].store(c.add(r * p.c_row + v * L::WIDTH));
-            }
-        }
-        // In a second pass over the stored tile: applied to `sums` itself, the compiler keeps them in memory throughout.
         match p.finish {
-            Finish::Store => {}
-            Finish::Tanh => revise::<L, V, R>(c, p.c_row, |_, _, x| math::tanh(x)),
-            Finish::Slope(slope) => {
-                let (zero, slope) = (L::splat(0.0), L::splat(slope));
-                revise::<L, V, R>(c, p.c_row, |_, _, x| x.select_greater(zero, x, x.mul(slope)));
-            }
             Finish::TanhDerivative(h, h_row) => {
                 let h = h.as_ptr().add(row * h_row + column);
                 let one = L::splat(1.0);
-                revise::<L, V, R>(c, p.c_row, |r, v, x| {
-                    let y = L::load(h.add(r * h_row + v * L::WIDTH));
-                    x.mul(y.neg_mul_add(y, one))
-                });
+                for r in 0..R {
+                    for v in 0..V {
+                        let y = L::load(h.add(r * h_row + v * L::WIDTH));
+                        sums[r][v].mul(y.neg_mul_add(y, one)).store(c.add(r * p.c_row + v * L::WIDTH));
+                    }
+                }
             }
             Finish::SlopeDerivative(h, h_row, slope) => {
                 let h = h.as_ptr().add(row * h_row + column);
                 let (zero, slope) = (L::splat(0.0), L::splat(slope));
-                revise::<L, V, R>(c, p.c_row, |r, v, x| {
-                    let y = L::load(h.add(r * h_row + v * L::WIDTH));
-                    y.select_greater(zero, x, x.mul(slope))
-                });
+                for r in 0..R {
+                    for v in 0..V {
+                        let y = L::load(h.add(r * h_row + v * L::WIDTH));
+                        let x = sums[r][v];
+                        y.select_greater(zero, x, x.mul(slope)).store(c.add(r * p.c_row + v * L::WIDTH));
+                    }
+                }
             }
+            Finish::Store | Finish::Tanh | Finish::Slope(_) => {
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v].store(c.add(r * p.c_row + v * L::WIDTH));
+                    }
+                }
+            }
+        }
+        // In a second pass over the stored tile: a loop of this size over `sums` is not unrolled, and the compiler would then
+        // keep `sums` in memory throughout.
+        match p.finish {
+            // A closure: the function itself, passed as a value, would not be inlined and lose the vector instructions.
+            #[allow(clippy::redundant_closure)]
+            Finish::Tanh => revise::<L, V, R>(c, p.c_row, |x| math::tanh(x)),
+            Finish::Slope(slope) => {
+                let (zero, slope) = (L::splat(0.0), L::splat(slope));
+                revise::<L, V, R>(c, p.c_row, |x| x.select_greater(zero, x, x.mul(slope)));
+            }
+            Finish::Store | Finish::TanhDerivative(..) | Finish::SlopeDerivative(..) => {}
         }
     }
 }
 
-/// Replaces each vector `x` of a tile in memory by `f(row, vector, x)`.
+/// Replaces each vector `x` of a tile in memory by `f(x)`.
 ///
 /// # Safety
 /// `c` points to `R` rows of `V` vectors at stride `c_row`.
 #[inline(always)]
-unsafe fn revise<L: Lane, const V: usize, const R: usize>(c: *mut f32, c_row: usize, f: impl Fn(usize, usize, L) -> L) {
+unsafe fn revise<L: Lane, const V: usize, const R: usize>(c: *mut f32, c_row: usize, f: impl Fn(L) -> L) {
     for r in 0..R {
         let mut row = [L::splat(0.0); V];
         // SAFETY: see above.
         unsafe {
             for v in 0..V {
-                row[v] = f(r, v, L::load(c.add(r * c_row + v * L::WIDTH)));
+                row[v] = f(L::load(c.add(r * c_row + v * L::WIDTH)));
             }
             for v in 0..V {
                 row[v].store(c.add(r * c_row + v * L::WIDTH));
