@@ -37,7 +37,8 @@ use crate::AgentError;
 use crate::head::{ActionRows, Evaluation, PolicyHead};
 use crate::learner::{Array, Learner, Metrics, StateDict};
 use crate::nn::{
-    Activation, Adam, AdamConfig, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState, Trace, Workspace, clip_scale, squared_norm,
+    Activation, Adam, AdamConfig, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState, Trace, Workspace, clip_scale, exp_in_place,
+    squared_norm,
 };
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::{Observed, PenaltyGradients, Regularizer, RegularizerConfig};
@@ -284,6 +285,7 @@ struct PolicySide {
     unit: Vec<f32>,
     trace: Trace,
     evaluation: Evaluation,
+    ratio: Vec<f32>,
     d_log_prob: Vec<f32>,
     d_entropy: Vec<f32>,
     d_output: Vec<f32>,
@@ -523,6 +525,7 @@ impl Group {
                 unit: vec![1.0; observation],
                 trace: Trace::default(),
                 evaluation: Evaluation::default(),
+                ratio: Vec::new(),
                 d_log_prob: Vec::new(),
                 d_entropy: Vec::new(),
                 d_output: Vec::new(),
@@ -1112,9 +1115,12 @@ impl PolicySide {
         self.d_entropy.resize(rows, 0.0);
         self.d_entropy.fill(-(config.entropy_coefficient as f32) * scale);
         let mut pass = PolicyPass::default();
+        self.ratio.clear();
+        self.ratio.extend(self.evaluation.log_prob.iter().zip(&minibatch.log_probs).map(|(new, old)| new - old));
+        exp_in_place(&mut self.ratio);
         for row in 0..rows {
             let log_ratio = self.evaluation.log_prob[row] - minibatch.log_probs[row];
-            let ratio = log_ratio.exp();
+            let ratio = self.ratio[row];
             let advantage = minibatch.advantages[row];
             let plain = ratio * advantage;
             let clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage;
