@@ -16,12 +16,14 @@ use steadfast_envs::Rng;
 use super::activation::Activation;
 use super::init::orthogonal;
 use super::kernel::aligned::Aligned;
-use super::kernel::tile::{Finish, Product, Start, whole_groups};
+use super::kernel::tile::{COLUMN_GROUP, Finish, Product, Start, whole_groups};
 use super::kernel::{Isa, isa};
 use crate::AgentError;
 
 /// Rows that go through all layers together, so that they stay in the cache; a multiple of the tile heights.
 const ROW_BLOCK: usize = 96;
+/// Up to this many outputs the last layer's weight gradient is computed transposed, so that the vectors run over its inputs.
+const FEW_OUTPUTS: usize = COLUMN_GROUP;
 /// Parameter rows are padded to a multiple of this.
 const PADDING: usize = 16;
 
@@ -299,8 +301,19 @@ impl Mlp {
         assert!(d_input.as_ref().is_none_or(|d| d.len() == rows * input), "d_input of Mlp::backward");
         let isa = isa();
         let transposes = self.transposes.get(&self.layers, &self.parameters);
-        let Trace { activations, places, scratch, scratch_stride, .. } = trace;
+        let Trace { activations, places, scratch, scratch_stride, transposed, .. } = trace;
         let stride = *scratch_stride;
+        let last = self.layers.len() - 1;
+        let top = self.layers[last];
+        let top_stride = places[last].stride;
+        let is_transposed = output <= FEW_OUTPUTS && gradient.is_some();
+        if let Some(gradient) = gradient.as_deref_mut().filter(|_| is_transposed) {
+            for (i, row) in gradient[top.offset..top.end()].chunks_exact(top.stride()).enumerate() {
+                for o in 0..output {
+                    transposed[o * top_stride + i] = row[o];
+                }
+            }
+        }
         let (mut d_above, mut d_below) = scratch.split_at_mut(ROW_BLOCK.min(rows) * stride);
         let mut first = 0;
         while first < rows {
@@ -309,7 +322,23 @@ impl Mlp {
             for (index, layer) in self.layers.iter().enumerate().rev() {
                 let place = places[index];
                 let h = &activations[place.of(first)..];
-                if let Some(gradient) = gradient.as_deref_mut() {
+                if index == last && is_transposed {
+                    Product {
+                        rows: output,
+                        depth: n,
+                        columns: layer.input + 1,
+                        a: d_above,
+                        a_row: 1,
+                        a_depth: stride,
+                        b: h,
+                        b_depth: place.stride,
+                        c: transposed,
+                        c_row: top_stride,
+                        start: Start::Accumulate,
+                        finish: Finish::Store,
+                    }
+                    .compute(isa);
+                } else if let Some(gradient) = gradient.as_deref_mut() {
                     // One row more than inputs: the activations end with a one, whose weight is the bias.
                     Product {
                         rows: layer.input + 1,
@@ -353,6 +382,13 @@ impl Mlp {
             }
             first += n;
         }
+        if let Some(gradient) = gradient.filter(|_| is_transposed) {
+            for (i, row) in gradient[top.offset..top.end()].chunks_exact_mut(top.stride()).enumerate() {
+                for o in 0..output {
+                    row[o] = transposed[o * top_stride + i];
+                }
+            }
+        }
     }
 
     #[inline]
@@ -387,9 +423,32 @@ impl Mlp {
 
 /// Copies rows of `width` into rows of `stride`, with zeros up to the next whole group of columns.
 fn pad(from: &[f32], width: usize, to: &mut [f32], stride: usize) {
-    for (from, to) in from.chunks_exact(width).zip(to.chunks_mut(stride)) {
-        to[..width].copy_from_slice(from);
-        to[width..whole_groups(width)].fill(0.0);
+    let whole = width / COLUMN_GROUP * COLUMN_GROUP;
+    let rest = width - whole;
+    for (r, to) in to.chunks_mut(stride).take(from.len() / width).enumerate() {
+        let row = &from[r * width..];
+        copy_groups(row, to, whole);
+        if rest > 0 {
+            let to = to[whole..].first_chunk_mut::<COLUMN_GROUP>().expect("rows are padded to whole groups");
+            // A whole group that reads into the next row is several times faster than a copy of run-time length.
+            match row[whole..].first_chunk::<COLUMN_GROUP>() {
+                Some(from) => *to = std::array::from_fn(|i| if i < rest { from[i] } else { 0.0 }),
+                None => *to = std::array::from_fn(|i| if i < rest { row[whole + i] } else { 0.0 }),
+            }
+        }
+    }
+}
+
+/// Copies `n` values, a multiple of the group.
+#[inline(always)]
+fn copy_groups(from: &[f32], to: &mut [f32], n: usize) {
+    if n > 4 * COLUMN_GROUP {
+        to[..n].copy_from_slice(&from[..n]);
+        return;
+    }
+    let from = from[..n].as_chunks::<COLUMN_GROUP>().0;
+    for (to, from) in to[..n].as_chunks_mut::<COLUMN_GROUP>().0.iter_mut().zip(from) {
+        *to = *from;
     }
 }
 
@@ -402,8 +461,20 @@ fn end_with_one(rows: &mut [f32], stride: usize, width: usize, n: usize) {
 
 /// Copies rows of `stride` into rows of `width`.
 fn unpad(from: &[f32], stride: usize, to: &mut [f32], width: usize) {
-    for (from, to) in from.chunks(stride).zip(to.chunks_exact_mut(width)) {
-        to.copy_from_slice(&from[..width]);
+    let whole = width / COLUMN_GROUP * COLUMN_GROUP;
+    let rest = width - whole;
+    let n = to.len() / width;
+    for (r, from) in from.chunks(stride).take(n).enumerate() {
+        let to = &mut to[r * width..];
+        copy_groups(from, to, whole);
+        if rest > 0 {
+            let (to, from) = (&mut to[whole..], &from[whole..whole + COLUMN_GROUP]);
+            // As in `pad`: what the group writes beyond its row is overwritten by the next row.
+            match to.first_chunk_mut::<COLUMN_GROUP>() {
+                Some(to) => to.copy_from_slice(from),
+                None => to[..rest].copy_from_slice(&from[..rest]),
+            }
+        }
     }
 }
 
@@ -442,6 +513,8 @@ pub struct Trace {
     output: Vec<f32>,
     scratch: Aligned,
     scratch_stride: usize,
+    /// The last layer's gradient `[output][input + 1]`, if it has few outputs.
+    transposed: Aligned,
 }
 
 impl Trace {
@@ -481,6 +554,7 @@ impl Trace {
         let output = layers.last().map_or(0, |l| l.output);
         self.output.resize(rows * output, 0.0);
         self.scratch_stride = layers.iter().map(|l| l.stride().max(l.transpose_stride())).max().unwrap_or(0);
+        self.transposed.grow(FEW_OUTPUTS * self.places.last().map_or(0, |p| p.stride));
         self.scratch.grow(2 * rows.min(ROW_BLOCK) * self.scratch_stride);
     }
 }
