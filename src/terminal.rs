@@ -80,7 +80,7 @@ impl ProgressLine {
     pub fn new(total: u64, step: u64) -> Self {
         let bar = is_interactive().then(|| {
             let bar = bars().add(indicatif::ProgressBar::new(total));
-            let template = "{bar:30} {human_pos}/{human_len} steps  {per_sec}  {eta} left  {msg}";
+            let template = "{wide_bar} {human_pos}/{human_len} steps  {per_sec}  {eta} left  {msg}";
             let style = indicatif::ProgressStyle::with_template(template).expect("the template is valid");
             bar.set_style(style.with_key("per_sec", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
                 // A formatting error can only come from the receiver, which is a string.

@@ -184,10 +184,13 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel, 
     for (index, series) in panel.series.iter().enumerate() {
         let style = Style::of(index);
         for run in series.points.split(|p| !(p.half_width.is_finite() && p.y.is_finite())).filter(|r| r.len() > 1) {
-            let top = run.iter().map(|p| (p.x, p.y + p.half_width));
-            let bottom = run.iter().rev().map(|p| (p.x, p.y - p.half_width));
-            let outline: Vec<(f64, f64)> = top.chain(bottom).collect();
-            chart.draw_series(std::iter::once(Polygon::new(outline, style.color.mix(0.18).filled())))?;
+            let top: Vec<(f64, f64)> = run.iter().map(|p| (p.x, p.y + p.half_width)).collect();
+            let bottom: Vec<(f64, f64)> = run.iter().rev().map(|p| (p.x, p.y - p.half_width)).collect();
+            let outline: Vec<(f64, f64)> = top.iter().chain(&bottom).copied().collect();
+            chart.draw_series(std::iter::once(Polygon::new(outline, style.color.mix(0.15).filled())))?;
+            // Edges tell bands apart where they overlap.
+            let edge = style.color.mix(0.55).stroke_width(scale);
+            chart.draw_series([top, bottom].map(|side| PathElement::new(side, edge)))?;
         }
     }
     for (index, series) in panel.series.iter().enumerate() {
