@@ -26,7 +26,7 @@ fn evaluate(config: &RegularizerConfig, net: &Mlp, head: &PolicyHead, inputs: &[
     let mut log_std = vec![0.0; head.log_std().len()];
     let mut regularizer = config.build(Rng::from_seed(seed));
     let mut gradients = PenaltyGradients { outputs: &mut d_outputs, weights: &mut weights, log_std: &mut log_std };
-    let penalty = regularizer.penalty(net, &observed, 1.0, &mut gradients).unwrap();
+    let penalty = regularizer.penalty(net, &observed, 1.0, &mut gradients).expect("the test's own network");
     net.backward(&mut trace, &d_outputs, Some(&mut weights), None);
     Outcome { penalty, weights, log_std }
 }
@@ -34,19 +34,19 @@ fn evaluate(config: &RegularizerConfig, net: &Mlp, head: &PolicyHead, inputs: &[
 /// A linear map `[outputs, inputs]` as a network without hidden layers.
 fn linear(rows: &[&[f32]]) -> Mlp {
     let (output, input) = (rows.len(), rows[0].len());
-    let mut net = Mlp::new(input, &[], output, Activation::Tanh, 1.0, 1.0, &mut SeedTree::new(0).rng()).unwrap();
+    let mut net = Mlp::new(input, &[], output, Activation::Tanh, 1.0, 1.0, &mut SeedTree::new(0).rng()).expect("the test's own network");
     let flat: Vec<f32> = rows.concat();
     net.load_tensors(&|name| match name {
         "layers.0.weight" => Some((vec![output, input], flat.clone())),
         "layers.0.bias" => Some((vec![output], vec![0.25; output])),
         _ => None,
     })
-    .unwrap();
+    .expect("the test's own network");
     net
 }
 
 fn random_net(output_gain: f32) -> Mlp {
-    Mlp::new(6, &[32, 32], 4, Activation::Tanh, 1.5, output_gain, &mut SeedTree::new(5).rng()).unwrap()
+    Mlp::new(6, &[32, 32], 4, Activation::Tanh, 1.5, output_gain, &mut SeedTree::new(5).rng()).expect("the test's own network")
 }
 
 fn random_inputs(n: usize) -> Vec<f32> {

@@ -6,6 +6,9 @@ use crate::environment::invalid_index;
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SeedTree, Space, StepOut};
 
+/// Longest episode of a test world.
+const MAX_HORIZON: usize = 1_000_000;
+
 /// One agent named `agent_0`.
 fn single_agent(name: &str, observation: usize, action: Space, horizon: usize) -> EnvSpec {
     EnvSpec {
@@ -23,20 +26,20 @@ fn single_agent(name: &str, observation: usize, action: Space, horizon: usize) -
     }
 }
 
-fn at_least_one(env: &str, field: &'static str, value: usize) -> Result<()> {
-    if value >= 1 {
+fn require(env: &str, field: &'static str, value: usize, low: usize, high: usize) -> Result<()> {
+    if (low..=high).contains(&value) {
         return Ok(());
     }
-    Err(EnvError::Config { env: env.to_string(), field, expected: "at least 1".to_string(), got: value.to_string() })
+    Err(EnvError::Config { env: env.to_string(), field, expected: format!("between {low} and {high}"), got: value.to_string() })
 }
 
 /// Settings of [`Identity`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityConfig {
-    /// Number of symbols, at least 1.
+    /// Number of symbols, 1 to 1000.
     pub symbols: usize,
-    /// Number of agents, each with a symbol of its own, at least 1.
+    /// Number of agents, each with a symbol of its own, 1 to 1000.
     pub n_agents: usize,
     /// Whether actions are numbers between -1 and 1, to be brought near a target, instead of symbols.
     pub continuous_actions: bool,
@@ -56,9 +59,9 @@ impl IdentityConfig {
     /// # Errors
     /// [`EnvError::Config`] if a field is out of its range.
     pub fn build(&self) -> Result<Identity> {
-        at_least_one("identity", "symbols", self.symbols)?;
-        at_least_one("identity", "n_agents", self.n_agents)?;
-        at_least_one("identity", "horizon", self.horizon)?;
+        require("identity", "symbols", self.symbols, 1, 1000)?;
+        require("identity", "n_agents", self.n_agents, 1, 1000)?;
+        require("identity", "horizon", self.horizon, 1, MAX_HORIZON)?;
         let action = if self.continuous_actions { Space::interval(1, -1.0, 1.0) } else { Space::Discrete { n: self.symbols } };
         let mut spec = single_agent("identity", self.symbols, action, self.horizon);
         let agent = spec.agents[0].clone();
@@ -162,7 +165,7 @@ impl Environment for Identity {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BanditConfig {
-    /// Mean reward of each arm, at least one.
+    /// Mean reward of each arm, 1 to 1000 arms.
     pub rewards: Vec<f64>,
     /// Standard deviation of the normal noise on rewards, at least 0.
     pub std: f64,
@@ -182,8 +185,8 @@ impl BanditConfig {
     /// # Errors
     /// [`EnvError::Config`] if a field is out of its range.
     pub fn build(&self) -> Result<Bandit> {
-        at_least_one("bandit", "rewards", self.rewards.len())?;
-        at_least_one("bandit", "horizon", self.horizon)?;
+        require("bandit", "rewards", self.rewards.len(), 1, 1000)?;
+        require("bandit", "horizon", self.horizon, 1, MAX_HORIZON)?;
         if let Some(bad) = self.rewards.iter().chain([&self.std]).find(|v| !v.is_finite()).or((self.std < 0.0).then_some(&self.std)) {
             return Err(EnvError::Config {
                 env: "bandit".to_string(),
@@ -244,7 +247,7 @@ impl Environment for Bandit {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ChainConfig {
-    /// Number of places, at least 2.
+    /// Number of places, 2 to 1000.
     pub length: usize,
     /// Steps of an episode, at least 1.
     pub horizon: usize,
@@ -262,15 +265,8 @@ impl ChainConfig {
     /// # Errors
     /// [`EnvError::Config`] if a field is out of its range.
     pub fn build(&self) -> Result<Chain> {
-        at_least_one("chain", "horizon", self.horizon)?;
-        if self.length < 2 {
-            return Err(EnvError::Config {
-                env: "chain".to_string(),
-                field: "length",
-                expected: "at least 2".to_string(),
-                got: self.length.to_string(),
-            });
-        }
+        require("chain", "horizon", self.horizon, 1, MAX_HORIZON)?;
+        require("chain", "length", self.length, 2, 1000)?;
         Ok(Chain { spec: single_agent("chain", self.length, Space::Discrete { n: 2 }, self.horizon), place: 0, time: 0 })
     }
 }

@@ -177,9 +177,9 @@ impl<'a> Training<'a> {
         let collect_seconds = begin.elapsed().as_secs_f64();
         self.window.extend(self.engine.episodes());
 
+        let progress = (self.step as f64 / config.total_steps as f64).min(1.0);
         self.step += (steps * config.slots) as u64;
         self.update += 1;
-        let progress = (self.step as f64 / config.total_steps as f64).min(1.0);
         let begin = Instant::now();
         let message = self.stopped();
         let learned = self.learner.update(&self.batch, progress).map_err(|e| Failure::caused(message, e))?;
