@@ -32,7 +32,7 @@ pub enum AgentError {
         tensor: String,
         /// The value.
         value: f32,
-        /// Number of updates done before.
+        /// Number of the update, from 1.
         update: u64,
         /// Position in the array.
         position: usize,

@@ -61,6 +61,7 @@ pub struct Evaluation {
     squashed: SquashedWork,
     pre: Vec<f32>,
     d_log_prob: Vec<f32>,
+    d_action: Vec<f32>,
 }
 
 impl PolicyHead {
@@ -102,16 +103,17 @@ impl PolicyHead {
         }
     }
 
-    /// Chooses the index of one row.
+    /// Chooses the index of one row; returns it with its log-probability, which has the bits of
+    /// [`PolicyHead::evaluate`].
     ///
     /// # Panics
     /// If the actions are continuous.
-    pub fn choose_index(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng) -> u32 {
+    pub fn choose_index(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng) -> (u32, f32) {
         let Self::Categorical { n } = self else { panic!("a continuous head chooses vectors") };
         let logits = &outputs[row * n..(row + 1) * n];
         match mode {
-            ActMode::Sample => categorical::sample(logits, rng).0,
-            ActMode::Greedy => categorical::greedy(logits).0,
+            ActMode::Sample => categorical::sample(logits, rng),
+            ActMode::Greedy => categorical::greedy(logits),
         }
     }
 
@@ -174,10 +176,21 @@ impl PolicyHead {
         match self {
             Self::Categorical { .. } => categorical::backward(&evaluation.categorical, chosen.indices, d_log_prob, d_entropy, d_outputs),
             Self::Gaussian { .. } => gaussian::backward(&evaluation.gaussian, d_log_prob, d_entropy, d_outputs, d_log_std),
-            Self::Squashed { .. } => {
+            Self::Squashed { bounds, .. } => {
+                squashed_gaussian::backward(&evaluation.squashed, d_log_prob, d_outputs, d_log_std);
+                // The entropy estimate follows its sample: with the action held fixed its gradient would be 0 on average.
                 evaluation.d_log_prob.clear();
-                evaluation.d_log_prob.extend(d_log_prob.iter().zip(d_entropy).map(|(l, e)| l - e));
-                squashed_gaussian::backward(&evaluation.squashed, &evaluation.d_log_prob, d_outputs, d_log_std);
+                evaluation.d_log_prob.extend(d_entropy.iter().map(|e| -e));
+                evaluation.d_action.clear();
+                evaluation.d_action.resize(d_outputs.len(), 0.0);
+                squashed_gaussian::backward_reparameterized(
+                    &evaluation.squashed,
+                    bounds,
+                    &evaluation.d_log_prob,
+                    &evaluation.d_action,
+                    d_outputs,
+                    d_log_std,
+                );
             }
         }
     }

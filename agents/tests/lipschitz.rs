@@ -20,7 +20,7 @@ fn evaluate(config: &RegularizerConfig, net: &Mlp, head: &PolicyHead, inputs: &[
     let mut trace = Trace::default();
     net.forward_train(inputs, rows, &mut trace);
     let outputs = trace.output().to_vec();
-    let observed = Observed { rows, inputs, unit, outputs: &outputs, head };
+    let observed = Observed { rows, inputs, unit, limit: None, outputs: &outputs, head };
     let mut d_outputs = vec![0.0; outputs.len()];
     let mut weights = vec![0.0; net.n_parameters()];
     let mut log_std = vec![0.0; head.log_std().len()];
@@ -219,7 +219,7 @@ fn target_clean_leaves_the_clean_output_alone() {
     net.forward_train(&inputs, rows, &mut trace);
     for (gradient, touched) in [(Gradient::Detached, true), (Gradient::TargetClean, false)] {
         let config = RegularizerConfig::Lipschitz(LipschitzConfig { gradient, radius: 0.3, ..Default::default() });
-        let observed = Observed { rows, inputs: &inputs, unit: &[1.0; 6], outputs: trace.output(), head: &head };
+        let observed = Observed { rows, inputs: &inputs, unit: &[1.0; 6], limit: None, outputs: trace.output(), head: &head };
         let (mut outputs, mut weights) = (vec![0.0; rows * 4], vec![0.0; net.n_parameters()]);
         let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
         config.build(Rng::from_seed(1)).penalty(&net, &observed, 1.0, &mut gradients).unwrap();
@@ -229,13 +229,42 @@ fn target_clean_leaves_the_clean_output_alone() {
 }
 
 #[test]
+fn target_clean_does_not_reward_noisy_actions() {
+    let (net, inputs) = (random_net(1.0), random_inputs(6 * 8));
+    let head = PolicyHead::Gaussian { log_std: vec![-0.5; 4] };
+    let log_std = |gradient: Gradient| {
+        let config = RegularizerConfig::Gaussian(GaussianConfig { gradient, radius: 0.5, ..Default::default() });
+        evaluate(&config, &net, &head, &inputs, &[1.0; 6], 2).log_std
+    };
+    assert_eq!(log_std(Gradient::TargetClean), [0.0; 4]);
+    assert!(log_std(Gradient::Detached).iter().all(|g| *g < 0.0));
+}
+
+#[test]
+fn attacks_stay_where_the_network_clamps() {
+    let net = linear(&[&[1.0, 1.0]]);
+    let head = PolicyHead::Gaussian { log_std: vec![0.0] };
+    let mut trace = Trace::default();
+    net.forward_train(&[0.0, 0.0], 1, &mut trace);
+    let value = |limit: Option<f32>| {
+        let observed = Observed { rows: 1, inputs: &[0.0, 0.0], unit: &[1.0; 2], limit, outputs: trace.output(), head: &head };
+        let (mut outputs, mut weights, mut log_std) = ([0.0], vec![0.0; net.n_parameters()], [0.0]);
+        let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut log_std };
+        let mut regularizer = adversarial(0.5, 1, Norm::Linf, Distance::L2).build(Rng::from_seed(1));
+        regularizer.penalty(&net, &observed, 1.0, &mut gradients).unwrap().value
+    };
+    assert!((value(None) - 1.0).abs() < 1e-3);
+    assert!((value(Some(0.1)) - 0.04).abs() < 1e-4);
+}
+
+#[test]
 fn the_bound_reaches_the_constant_of_a_linear_map() {
     let net = linear(&WEIGHTS);
     let head = PolicyHead::Categorical { n: 2 };
     let inputs = random_inputs(60);
     let mut trace = Trace::default();
     net.forward_train(&inputs, 20, &mut trace);
-    let observed = Observed { rows: 20, inputs: &inputs, unit: &[1.0; 3], outputs: trace.output(), head: &head };
+    let observed = Observed { rows: 20, inputs: &inputs, unit: &[1.0; 3], limit: None, outputs: trace.output(), head: &head };
     let constant = top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]])).sqrt();
     let bound = adversarial(0.3, 1, Norm::Linf, Distance::Kl).build(Rng::from_seed(1)).lipschitz_lower_bound(&net, &observed);
     assert!(bound <= constant * (1.0 + 1e-4) && bound > 0.999 * constant, "{bound} {constant}");

@@ -16,7 +16,7 @@ fn train(hidden: &[usize], activation: Activation) -> Vec<u32> {
     let mut rng = Rng::from_seed(7);
     let (rows, input, n) = (83, 18, 5);
     let mut net = Mlp::new(input, hidden, n, activation, 1.4, 0.5, &mut rng).unwrap();
-    let mut adam = Adam::new(net.n_parameters(), AdamConfig { learning_rate: 1e-2, ..AdamConfig::default() });
+    let mut adam = Adam::new(net.n_parameters(), AdamConfig::default());
     let (mut trace, mut work) = (Trace::default(), CategoricalWork::default());
     let mut gradient = vec![0.0; net.n_parameters()];
     let (mut log_prob, mut entropy, mut d_logits) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows * n]);

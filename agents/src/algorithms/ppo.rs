@@ -104,7 +104,7 @@ pub enum RewardScaling {
 pub enum RewardSharing {
     /// Its own.
     Individual,
-    /// The mean over all agents.
+    /// The mean over the agents of its group in the environment, such as all adversaries.
     TeamMean,
 }
 
@@ -127,7 +127,7 @@ pub struct PpoConfig {
     pub discount: f64,
     /// Decay of generalised advantage estimation, 0 to 1.
     pub gae_lambda: f64,
-    /// Steps per slot in one rollout, at least 1.
+    /// Steps per slot in one rollout, 1 to 10,000,000.
     pub rollout_steps: usize,
     /// Times each rollout is passed over, at least 1.
     pub epochs: usize,
@@ -170,9 +170,9 @@ pub struct PpoConfig {
     pub sharing: Sharing,
     /// Whether a one-hot agent index is appended to the inputs of shared networks.
     pub agent_index: bool,
-    /// Widths of the policy's hidden layers.
+    /// Widths of the policy's hidden layers, 1 to 8192 each, at most 16.
     pub policy_hidden: Vec<usize>,
-    /// Widths of the critic's hidden layers.
+    /// Widths of the critic's hidden layers, 1 to 8192 each, at most 16.
     pub critic_hidden: Vec<usize>,
     /// Activation of the hidden layers: `tanh`, `relu` or `leaky_relu`.
     pub activation: Activation,
@@ -240,6 +240,9 @@ impl PpoConfig {
                 return fail(field, "at least 1", value.to_string());
             }
         }
+        if self.rollout_steps > MAX_ROLLOUT_STEPS {
+            return fail("rollout_steps", &format!("at most {MAX_ROLLOUT_STEPS}"), self.rollout_steps.to_string());
+        }
         positive("learning_rate", self.learning_rate)?;
         positive("adam_epsilon", self.adam_epsilon)?;
         positive("clip_range", self.clip_range)?;
@@ -259,18 +262,29 @@ impl PpoConfig {
             return fail("initial_log_std", "between -20 and 20", self.initial_log_std.to_string());
         }
         for (field, widths) in [("policy_hidden", &self.policy_hidden), ("critic_hidden", &self.critic_hidden)] {
-            if let Some(width) = widths.iter().find(|w| !(1..=65_536).contains(*w)) {
-                return fail(field, "widths between 1 and 65536", width.to_string());
+            if let Some(width) = widths.iter().find(|w| !(1..=MAX_WIDTH).contains(*w)) {
+                return fail(field, &format!("widths between 1 and {MAX_WIDTH}"), width.to_string());
+            }
+            if widths.len() > MAX_LAYERS {
+                return fail(field, &format!("at most {MAX_LAYERS} widths"), widths.len().to_string());
             }
         }
         Ok(())
     }
 }
 
+/// Longest rollout, in steps per slot.
+const MAX_ROLLOUT_STEPS: usize = 10_000_000;
+/// Widest hidden layer.
+const MAX_WIDTH: usize = 8192;
+/// Most hidden layers.
+const MAX_LAYERS: usize = 16;
 /// Normalised observations are clamped to this many deviations.
 const OBSERVATION_CLIP: f32 = 10.0;
 /// Scaled rewards are clamped to this size.
 const REWARD_CLIP: f32 = 10.0;
+/// Samples on which the Lipschitz constant is bounded.
+const PROBE_ROWS: usize = 256;
 /// Minibatches of fewer rows are not worth a second thread.
 const MIN_PARALLEL_ROWS: usize = 256;
 
@@ -352,7 +366,6 @@ struct Group {
     act_outputs: Vec<f32>,
     act_indices: Vec<u32>,
     act_vectors: Vec<f32>,
-    act_log_probs: Vec<f32>,
     act_evaluation: Evaluation,
     workspace: Workspace,
 }
@@ -370,7 +383,8 @@ struct Sums {
     penalties: f64,
     penalty: f64,
     relative_norm: f64,
-    gradient_ratio: Option<f64>,
+    gradient_ratios: f64,
+    gradient_ratio: f64,
     epochs: f64,
 }
 
@@ -388,9 +402,9 @@ struct PolicyPass {
 /// PPO over all agents of an environment.
 pub struct Ppo {
     config: PpoConfig,
-    n_slots: usize,
-    n_agents: usize,
     action_width: usize,
+    /// Agents of each of the environment's own groups.
+    teams: Vec<Vec<usize>>,
     groups: Vec<Group>,
     state_norm: RunningNorm,
     states: Vec<f32>,
@@ -400,6 +414,8 @@ pub struct Ppo {
     return_scale: ReturnScale,
     rng: Rng,
     updates: u64,
+    /// The last lower bound of the Lipschitz constant, which is not measured in every update.
+    lipschitz: Option<f64>,
     metrics: Metrics,
 }
 
@@ -423,6 +439,15 @@ impl Ppo {
                 got: "\"central\"".to_string(),
             });
         }
+        // Samples are numbered with 32 bits.
+        let samples = config.rollout_steps as u128 * n_slots as u128 * spec.n_agents() as u128;
+        if samples > u128::from(u32::MAX) {
+            return Err(AgentError::Config {
+                field: "rollout_steps".into(),
+                expected: format!("so small that steps × slots × agents stay below 2^32 ({n_slots} slots, {} agents)", spec.n_agents()),
+                got: config.rollout_steps.to_string(),
+            });
+        }
         let mut groups = Vec::new();
         for (i, (name, agents)) in groups_of(config.sharing, spec)?.into_iter().enumerate() {
             groups.push(Group::new(config, regularizer, spec, name, agents, seeds.child("group").index(i as u64))?);
@@ -430,8 +455,7 @@ impl Ppo {
         let states = if config.critic == Critic::Central { spec.state_dim } else { 0 };
         Ok(Self {
             config: config.clone(),
-            n_slots,
-            n_agents: spec.n_agents(),
+            teams: groups_of(Sharing::Group, spec)?.into_iter().map(|(_, agents)| agents).collect(),
             action_width: if spec.has_discrete_actions() { 0 } else { spec.action_width() },
             groups,
             state_norm: RunningNorm::new(states),
@@ -442,6 +466,7 @@ impl Ppo {
             return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
             rng: seeds.child("minibatches").rng(),
             updates: 0,
+            lipschitz: None,
             metrics: Metrics::default(),
         })
     }
@@ -493,8 +518,7 @@ impl Group {
         } + index;
         // Gains of Andrychowicz et al. 2021 (arXiv 2006.05990) and of the common implementations: a nearly uniform first
         // policy, a critic of unit scale.
-        let gain = if config.activation == Activation::Tanh { 1.0 } else { 2f32.sqrt() };
-        let hidden_gain = gain.max(2f32.sqrt());
+        let hidden_gain = 2f32.sqrt();
         let policy = Mlp::new(
             observation + index,
             &config.policy_hidden,
@@ -544,7 +568,6 @@ impl Group {
             act_outputs: Vec::new(),
             act_indices: Vec::new(),
             act_vectors: Vec::new(),
-            act_log_probs: Vec::new(),
             act_evaluation: Evaluation::default(),
             workspace: Workspace::default(),
         })
@@ -597,13 +620,15 @@ impl Policy for Ppo {
                 return Err(EnvError::Policy(format!("output of the policy network of `{}` is {bad}", group.name)));
             }
             let head = &group.policy.head;
-            group.act_log_probs.resize(rows, 0.0);
             let rng_of = |row: usize| row / members;
             match &mut out.actions {
                 ActionsMut::Discrete(_) => {
                     group.act_indices.resize(rows, 0);
+                    let log_probs = &mut group.act_evaluation.log_prob;
+                    log_probs.resize(rows, 0.0);
                     for row in 0..rows {
-                        group.act_indices[row] = head.choose_index(&group.act_outputs, row, mode, &mut rngs[rng_of(row)]);
+                        let rng = &mut rngs[rng_of(row)];
+                        (group.act_indices[row], log_probs[row]) = head.choose_index(&group.act_outputs, row, mode, rng);
                     }
                 }
                 ActionsMut::Continuous(_) => {
@@ -612,11 +637,11 @@ impl Policy for Ppo {
                     for (row, action) in group.act_vectors.chunks_exact_mut(width).enumerate() {
                         head.choose_vector(&group.act_outputs, row, mode, &mut rngs[rng_of(row)], action, &mut group.act_evaluation);
                     }
+                    // The same evaluation as in the update, so that the ratio starts at exactly 1.
+                    let chosen = ActionRows { indices: &[], vectors: &group.act_vectors };
+                    head.evaluate(&group.act_outputs, rows, chosen, &mut group.act_evaluation);
                 }
             }
-            // The same evaluation as in the update, so that the ratio starts at exactly 1.
-            let chosen = ActionRows { indices: &group.act_indices, vectors: &group.act_vectors };
-            head.evaluate(&group.act_outputs, rows, chosen, &mut group.act_evaluation);
             for row in 0..rows {
                 let place = row / members * n_agents + group.agents[row % members];
                 out.log_probs[place] = group.act_evaluation.log_prob[row];
@@ -659,21 +684,23 @@ impl Learner for Ppo {
         };
         let mut sums = Sums::default();
         let (mut explained, mut lipschitz, mut action_std) = (0.0, None::<f64>, None::<f64>);
+        let normalize = self.config.normalize_observations;
         for g in 0..self.groups.len() {
             self.prepare_group(g, batch);
             let group = &mut self.groups[g];
             explained += explained_variance(&group.rollout.values, &group.rollout.returns);
-            self.update_group(g, batch, progress, remaining, &mut sums)?;
+            self.update_group(g, progress, remaining, &mut sums)?;
             let group = &mut self.groups[g];
             let log_std = group.policy.head.log_std();
             if !log_std.is_empty() {
                 let mean = log_std.iter().map(|v| f64::from(*v).exp()).sum::<f64>() / log_std.len() as f64;
                 action_std = Some(action_std.unwrap_or(0.0) + mean);
             }
-            if let Some(bound) = group.probe(self.updates) {
+            if let Some(bound) = group.probe(self.updates, normalize) {
                 lipschitz = Some(lipschitz.map_or(bound, |other: f64| other.max(bound)));
             }
         }
+        self.lipschitz = lipschitz.or(self.lipschitz);
         self.update_statistics(batch);
         self.check_parameters()?;
         let (n, groups) = (sums.minibatches.max(1.0), self.groups.len() as f64);
@@ -696,10 +723,10 @@ impl Learner for Ppo {
                 metrics.push("ernie/penalty", sums.penalty / sums.penalties);
                 metrics.push("ernie/perturbation_over_radius", sums.relative_norm / sums.penalties);
             }
-            if let Some(ratio) = sums.gradient_ratio {
-                metrics.push("ernie/gradient_ratio", ratio);
+            if sums.gradient_ratios > 0.0 {
+                metrics.push("ernie/gradient_ratio", sums.gradient_ratio / sums.gradient_ratios);
             }
-            if let Some(bound) = lipschitz {
+            if let Some(bound) = self.lipschitz {
                 metrics.push("ernie/lipschitz_lower_bound", bound);
             }
         }
@@ -738,6 +765,8 @@ impl Learner for Ppo {
         let mut words = SnapshotWriter::default();
         self.rng.snapshot(&mut words);
         state.put_u64("minibatches.rng", &words.into_words());
+        let bound: Vec<f64> = self.lipschitz.into_iter().collect();
+        state.put_f64("lipschitz_lower_bound", &[bound.len()], &bound);
         state.put_u64("updates", &[self.updates]);
         state
     }
@@ -771,7 +800,13 @@ impl Learner for Ppo {
         self.state_norm.load_state(&norm_state(state, "state", self.state_norm.features())?)?;
         let n = self.return_scale.state().0.len();
         self.return_scale.load_state(state.f32("return_scale.returns", n)?, &norm_state(state, "return_scale", 1)?)?;
-        self.rng = Rng::restore(&mut SnapshotReader::new("minibatch order", state.u64("minibatches.rng")?))?;
+        let mut words = SnapshotReader::new("minibatch order", state.u64("minibatches.rng")?);
+        self.rng = Rng::restore(&mut words)?;
+        words.finish()?;
+        self.lipschitz = match state.f64("lipschitz_lower_bound", 0) {
+            Ok(_) => None,
+            Err(_) => Some(state.f64("lipschitz_lower_bound", 1)?[0]),
+        };
         self.updates = state.counter("updates")?;
         Ok(())
     }
@@ -809,9 +844,11 @@ impl Ppo {
         self.rewards.clear();
         self.rewards.extend_from_slice(&batch.rewards);
         if self.config.reward_sharing == RewardSharing::TeamMean {
-            for team in self.rewards.chunks_exact_mut(batch.n_agents) {
-                let mean = team.iter().sum::<f32>() / team.len() as f32;
-                team.fill(mean);
+            for rewards in self.rewards.chunks_exact_mut(batch.n_agents) {
+                for team in &self.teams {
+                    let mean = team.iter().map(|&agent| rewards[agent]).sum::<f32>() / team.len() as f32;
+                    team.iter().for_each(|&agent| rewards[agent] = mean);
+                }
             }
         }
         if self.config.reward_scaling == RewardScaling::ReturnStd {
@@ -824,8 +861,9 @@ impl Ppo {
                 }
                 self.return_scale.update(rewards, &self.ended);
             }
-            let std = self.return_scale.std();
-            self.rewards.iter_mut().for_each(|r| *r = (*r / std).clamp(-REWARD_CLIP, REWARD_CLIP));
+            let source = if self.config.reward_sharing == RewardSharing::TeamMean { self.rewards.clone() } else { Vec::new() };
+            let rewards = if source.is_empty() { &batch.rewards } else { &source };
+            self.return_scale.normalize(rewards, &mut self.rewards, REWARD_CLIP);
         }
     }
 
@@ -846,6 +884,7 @@ impl Ppo {
     /// Inputs, values and advantages of one group.
     fn prepare_group(&mut self, g: usize, batch: &RolloutBatch) {
         let normalize = self.config.normalize_observations;
+        let state_dim = self.state_norm.features();
         let group = &mut self.groups[g];
         let mut rollout = std::mem::take(&mut group.rollout);
         let (agents, width) = (batch.n_agents, batch.observation_width);
@@ -870,8 +909,8 @@ impl Ppo {
                 }
             }
         }
-        group.values_into(&self.states, batch.state_dim, &rollout.inputs, &mut rollout.critic_rows, &mut rollout.values);
-        group.values_into(&self.final_states, batch.state_dim, &rollout.final_inputs, &mut rollout.critic_rows, &mut rollout.final_values);
+        group.values_into(&self.states, state_dim, &rollout.inputs, &mut rollout.critic_rows, &mut rollout.values);
+        group.values_into(&self.final_states, state_dim, &rollout.final_inputs, &mut rollout.critic_rows, &mut rollout.final_values);
         let samples = batch.n_steps * batch.n_slots * members;
         rollout.advantages.resize(samples, 0.0);
         rollout.returns.resize(samples, 0.0);
@@ -896,7 +935,7 @@ impl Ppo {
         group.rollout = rollout;
     }
 
-    fn update_group(&mut self, g: usize, batch: &RolloutBatch, progress: f64, remaining: f64, sums: &mut Sums) -> Result<(), AgentError> {
+    fn update_group(&mut self, g: usize, progress: f64, remaining: f64, sums: &mut Sums) -> Result<(), AgentError> {
         let config = &self.config;
         let policy_rate = (config.learning_rate * remaining) as f32;
         let critic_rate = (config.critic_learning_rate.unwrap_or(config.learning_rate) * remaining) as f32;
@@ -911,7 +950,7 @@ impl Ppo {
             sums.epochs += 1.0;
             for start in (0..samples).step_by(config.minibatch_size) {
                 let end = (start + config.minibatch_size).min(samples);
-                group.gather_minibatch(start..end, &self.states, batch.state_dim, config.critic);
+                group.gather_minibatch(start..end, &self.states, self.state_norm.features(), config.critic);
                 if config.advantage_normalization == AdvantageNormalization::Minibatch {
                     standardize(&mut group.minibatch.advantages);
                 }
@@ -925,7 +964,15 @@ impl Ppo {
                 let pass = pass?;
                 let norm =
                     (squared_norm(&policy.gradient) + squared_norm(&policy.log_std_gradient) + squared_norm(&critic.gradient)).sqrt();
-                for (tensor, value) in [("policy loss", pass.loss), ("value loss", value_loss), ("gradient norm", norm)] {
+                let penalty = pass.penalty.map_or(0.0, |p| p.value);
+                for (tensor, value) in [
+                    ("policy loss", pass.loss),
+                    ("value loss", value_loss),
+                    ("divergence from the collecting policy", pass.approx_kl),
+                    ("entropy", pass.entropy),
+                    ("penalty", penalty),
+                    ("gradient norm", norm),
+                ] {
                     if !value.is_finite() {
                         return Err(AgentError::NonFinite {
                             tensor: format!("{tensor} of `{}`", group.name),
@@ -988,16 +1035,6 @@ impl Ppo {
             }
         }
         Ok(())
-    }
-
-    /// Number of environments that the learner was built for.
-    pub fn n_slots(&self) -> usize {
-        self.n_slots
-    }
-
-    /// Number of agents.
-    pub fn n_agents(&self) -> usize {
-        self.n_agents
     }
 }
 
@@ -1074,31 +1111,38 @@ impl Group {
     fn perturbation_units(&mut self, normalized: bool) {
         let Some(regularizer) = &self.policy.regularizer else { return };
         for (i, unit) in self.policy.unit.iter_mut().enumerate() {
-            let std = self.norm.std()[i];
-            *unit = match (regularizer.scale(), normalized) {
-                (Scale::Absolute, false) | (Scale::RunningStd, true) => 1.0,
-                (Scale::Absolute, true) => 1.0 / std,
-                (Scale::RunningStd, false) => std,
+            // The divisor of normalisation is 1 for a feature that never varied; its own deviation is 0.
+            let (divisor, deviation) = (self.norm.std()[i], self.norm.var()[i].sqrt() as f32);
+            *unit = match regularizer.scale() {
+                Scale::Absolute => 1.0,
+                Scale::RunningStd => deviation,
             };
+            if normalized {
+                *unit /= divisor;
+            }
         }
     }
 
-    /// A lower bound of the policy's Lipschitz constant on the last minibatch, if it is due.
-    fn probe(&mut self, update: u64) -> Option<f64> {
+    /// A lower bound of the policy's Lipschitz constant on samples from all over the rollout, if it is due.
+    fn probe(&mut self, update: u64, normalized: bool) -> Option<f64> {
         let side = &mut self.policy;
         let regularizer = side.regularizer.as_mut()?;
         let every = regularizer.probe_every() as u64;
         if every == 0 || !(update - 1).is_multiple_of(every) {
             return None;
         }
-        side.net.forward_train(&self.minibatch.inputs, self.minibatch.rows, &mut side.trace);
-        let observed = Observed {
-            rows: self.minibatch.rows,
-            inputs: &self.minibatch.inputs,
-            unit: &side.unit,
-            outputs: side.trace.output(),
-            head: &side.head,
-        };
+        let width = side.net.input();
+        let samples = self.rollout.advantages.len();
+        let stride = samples.div_ceil(PROBE_ROWS);
+        let inputs = &mut self.act_inputs;
+        inputs.clear();
+        for sample in (0..samples).step_by(stride) {
+            inputs.extend_from_slice(&self.rollout.inputs[sample * width..(sample + 1) * width]);
+        }
+        let rows = inputs.len() / width;
+        side.net.forward_train(inputs, rows, &mut side.trace);
+        let limit = normalized.then_some(OBSERVATION_CLIP);
+        let observed = Observed { rows, inputs, unit: &side.unit, limit, outputs: side.trace.output(), head: &side.head };
         Some(regularizer.lipschitz_lower_bound(&side.net, &observed))
     }
 }
@@ -1121,12 +1165,9 @@ impl PolicySide {
         for row in 0..rows {
             let log_ratio = self.evaluation.log_prob[row] - minibatch.log_probs[row];
             let ratio = self.ratio[row];
-            let advantage = minibatch.advantages[row];
-            let plain = ratio * advantage;
-            let clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage;
-            pass.loss -= f64::from(plain.min(clipped));
-            // The clipped branch is constant in the ratio wherever it is the smaller one.
-            self.d_log_prob[row] = if plain <= clipped { -plain * scale } else { 0.0 };
+            let (loss, derivative) = clipped_loss(ratio, minibatch.advantages[row], clip);
+            pass.loss += f64::from(loss);
+            self.d_log_prob[row] = derivative * scale;
             pass.entropy += f64::from(self.evaluation.entropy[row]);
             pass.approx_kl += f64::from(ratio - 1.0 - log_ratio);
             pass.clip_fraction += f64::from(u8::from((ratio - 1.0).abs() > clip));
@@ -1148,7 +1189,14 @@ impl PolicySide {
                 self.plain_gradient.fill(0.0);
                 self.net.backward(&mut self.trace, &self.d_output, Some(&mut self.plain_gradient), None);
             }
-            let observed = Observed { rows, inputs: &minibatch.inputs, unit: &self.unit, outputs: self.trace.output(), head: &self.head };
+            let observed = Observed {
+                rows,
+                inputs: &minibatch.inputs,
+                unit: &self.unit,
+                limit: config.normalize_observations.then_some(OBSERVATION_CLIP),
+                outputs: self.trace.output(),
+                head: &self.head,
+            };
             let mut gradients =
                 PenaltyGradients { outputs: &mut self.d_output, weights: &mut self.gradient, log_std: &mut self.log_std_gradient };
             pass.penalty = Some(regularizer.penalty(&self.net, &observed, weight, &mut gradients)?);
@@ -1170,27 +1218,41 @@ impl CriticSide {
         let inputs = if minibatch.critic_inputs.is_empty() { &minibatch.inputs } else { &minibatch.critic_inputs };
         self.net.forward_train(inputs, rows, &mut self.trace);
         self.d_output.resize(rows, 0.0);
-        let scale = 2.0 * config.value_coefficient as f32 / rows as f32;
+        let scale = config.value_coefficient as f32 / rows as f32;
         let mut loss = 0.0;
         for (row, &value) in self.trace.output().iter().enumerate() {
-            let error = value - minibatch.returns[row];
-            let (mut counted, mut moves) = (error, true);
-            if let Some(range) = config.value_clip_range {
-                let range = range as f32;
-                let old = minibatch.values[row];
-                let clipped = old + (value - old).clamp(-range, range) - minibatch.returns[row];
-                if clipped * clipped > error * error {
-                    // The larger error counts; it is constant where the clamp is active.
-                    (counted, moves) = (clipped, (value - old).abs() < range);
-                }
-            }
-            loss += f64::from(counted * counted);
-            self.d_output[row] = if moves { scale * counted } else { 0.0 };
+            let range = config.value_clip_range.map(|r| r as f32);
+            let (squared, derivative) = value_loss(value, minibatch.values[row], minibatch.returns[row], range);
+            loss += f64::from(squared);
+            self.d_output[row] = scale * derivative;
         }
         self.gradient.fill(0.0);
         self.net.backward(&mut self.trace, &self.d_output, Some(&mut self.gradient), None);
         loss / rows as f64
     }
+}
+
+/// The clipped surrogate loss of one sample and its derivative with respect to the log-probability.
+fn clipped_loss(ratio: f32, advantage: f32, clip: f32) -> (f32, f32) {
+    let plain = ratio * advantage;
+    let clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage;
+    // The clipped branch is constant in the ratio wherever it is the smaller one.
+    if plain <= clipped { (-plain, -plain) } else { (-clipped, 0.0) }
+}
+
+/// The squared error of one value and its derivative; with a `range` the larger of the errors with and without the value
+/// held within that range of its `old` estimate.
+fn value_loss(value: f32, old: f32, target: f32, range: Option<f32>) -> (f32, f32) {
+    let error = value - target;
+    if let Some(range) = range {
+        let clipped = old + (value - old).clamp(-range, range) - target;
+        if clipped * clipped > error * error {
+            // Inside the range both errors are the same number up to rounding, outside the clipped one is constant.
+            let derivative = if (value - old).abs() < range { 2.0 * clipped } else { 0.0 };
+            return (clipped * clipped, derivative);
+        }
+    }
+    (error * error, 2.0 * error)
 }
 
 impl Sums {
@@ -1207,7 +1269,10 @@ impl Sums {
             self.penalty += penalty.value;
             self.relative_norm += penalty.relative_norm;
         }
-        self.gradient_ratio = self.gradient_ratio.or(pass.gradient_ratio);
+        if let Some(ratio) = pass.gradient_ratio {
+            self.gradient_ratios += 1.0;
+            self.gradient_ratio += ratio;
+        }
     }
 }
 
@@ -1222,4 +1287,56 @@ fn standardize(values: &mut [f32]) {
     // 1e-8 as in the common implementations; it only matters for constant advantages.
     let factor = 1.0 / (variance.sqrt() + 1e-8);
     values.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) * factor) as f32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clipped_loss_has_its_four_branches() {
+        // Inside the range, and outside on the side that is not clipped: the plain product.
+        assert_eq!(clipped_loss(1.1, 2.0, 0.2), (-2.2, -2.2));
+        assert_eq!(clipped_loss(0.5, 2.0, 0.2), (-1.0, -1.0));
+        assert_eq!(clipped_loss(1.5, -2.0, 0.2), (3.0, 3.0));
+        // Outside on the side where going further must not pay.
+        assert_eq!(clipped_loss(1.5, 2.0, 0.2), (-2.4, 0.0));
+        assert_eq!(clipped_loss(0.5, -2.0, 0.2), (1.6, 0.0));
+    }
+
+    #[test]
+    fn value_loss_takes_the_larger_error() {
+        assert_eq!(value_loss(3.0, 0.0, 1.0, None), (4.0, 4.0));
+        // 3 is held at 0.5: error 0.5 is smaller than 2, so the plain error counts.
+        assert_eq!(value_loss(3.0, 0.0, 1.0, Some(0.5)), (4.0, 4.0));
+        // 3 is held at 0.5 and the target is 3.5: the clipped error 3 counts, and moving the value changes nothing.
+        assert_eq!(value_loss(3.0, 0.0, 3.5, Some(0.5)), (9.0, 0.0));
+    }
+
+    #[test]
+    fn derivatives_match_central_differences() {
+        let h = 1e-3_f32;
+        for (ratio, advantage) in [(1.05, 1.5), (0.7, 1.5), (1.4, 1.5), (0.7, -0.8), (1.4, -0.8)] {
+            let at = |d: f32| clipped_loss(ratio * d.exp(), advantage, 0.2).0;
+            let numeric = (at(h) - at(-h)) / (2.0 * h);
+            assert!((numeric - clipped_loss(ratio, advantage, 0.2).1).abs() < 2e-3, "{ratio} {advantage}");
+        }
+        for (value, old, target) in [(1.0, 0.9, 2.0), (1.5, 0.9, 2.0), (1.5, 0.9, 0.0), (0.2, 0.9, -1.0)] {
+            let at = |d: f32| value_loss(value + d, old, target, Some(0.2)).0;
+            let numeric = (at(h) - at(-h)) / (2.0 * h);
+            assert!((numeric - value_loss(value, old, target, Some(0.2)).1).abs() < 5e-3, "{value} {old} {target}");
+        }
+    }
+
+    #[test]
+    fn standardized_values_have_mean_zero_and_deviation_one() {
+        let mut values = [1.0, 2.0, 4.0, 9.0];
+        standardize(&mut values);
+        let mean = values.iter().sum::<f32>() / 4.0;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 3.0;
+        assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5);
+        let mut single = [3.0];
+        standardize(&mut single);
+        assert_eq!(single, [3.0]);
+    }
 }

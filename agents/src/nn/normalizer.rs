@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::AgentError;
 
-/// Added to the variance before its root is taken.
-const EPSILON: f64 = 1e-8;
+/// A feature of smaller variance counts as constant and is not scaled.
+const MIN_VARIANCE: f64 = 1e-10;
 
 /// Saved statistics of a [`RunningNorm`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -144,7 +144,8 @@ impl RunningNorm {
 
     fn refresh(&mut self) {
         for j in 0..self.mean.len() {
-            let std = (self.var[j] + EPSILON).sqrt();
+            // A feature that has not varied keeps its unit: divided by a tiny number, the first noise on it would be huge.
+            let std = if self.var[j] < MIN_VARIANCE { 1.0 } else { self.var[j].sqrt() };
             self.shift[j] = self.mean[j] as f32;
             self.factor[j] = (1.0 / std) as f32;
             self.std[j] = std as f32;
@@ -292,5 +293,15 @@ mod tests {
         let mut again = ReturnScale::new(2, 0.5);
         again.load_state(returns, &statistics).unwrap();
         assert_eq!(again, scale);
+    }
+
+    #[test]
+    fn noise_on_a_feature_that_never_varied_keeps_its_size() {
+        let mut norm = RunningNorm::new(2);
+        norm.update(&[0.0, 1.0, 0.0, 3.0, 0.0, 5.0]);
+        let mut out = [0.0; 2];
+        norm.normalize(&[0.1, 3.0], &mut out, 10.0);
+        assert_eq!(out, [0.1, 0.0]);
+        assert_eq!(norm.std()[0], 1.0);
     }
 }

@@ -20,8 +20,9 @@
 //! Features behind the observation, such as an agent index, are never perturbed.
 //!
 //! Logged: `ernie/penalty` (mean of R before the weight), `ernie/weight`, `ernie/perturbation_over_radius`,
-//! `ernie/gradient_ratio` (norm of the weighted penalty's gradient over that of the algorithm's loss) and
-//! `ernie/lipschitz_lower_bound`.
+//! `ernie/gradient_ratio` (norm of the weighted penalty's gradient with respect to the weights over that of the
+//! algorithm's loss, in the first minibatch of an update, averaged over groups) and `ernie/lipschitz_lower_bound` (the last
+//! one measured).
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::{Rng, SnapshotReader, SnapshotWriter};
@@ -47,7 +48,7 @@ pub enum Norm {
 pub enum Scale {
     /// The environment's own units.
     Absolute,
-    /// The running standard deviation of each feature.
+    /// The running standard deviation of each feature; one that never varies is not perturbed.
     RunningStd,
 }
 
@@ -316,13 +317,16 @@ impl LipschitzRegularizer {
         }
     }
 
-    /// `perturbed = inputs + unit · offset` on the perturbable features.
+    /// `perturbed = inputs + unit · offset` on the perturbable features, clamped as the network's inputs are.
     fn place(&mut self, observed: &Observed<'_>, width: usize, features: usize) {
         for ((x, clean), u) in
             self.perturbed.chunks_exact_mut(width).zip(observed.inputs.chunks_exact(width)).zip(self.offset.chunks_exact(features))
         {
             for i in 0..features {
                 x[i] = clean[i] + observed.unit[i] * u[i];
+            }
+            if let Some(limit) = observed.limit {
+                x[..features].iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
             }
         }
     }
@@ -356,9 +360,10 @@ impl Regularizer for LipschitzRegularizer {
         self.attack(net, observed, self.search, self.distance);
         let rows = observed.rows;
         self.d_output.fill(0.0);
-        let d_clean = match self.gradient {
-            Gradient::Detached => Some(&mut *gradients.outputs),
-            Gradient::TargetClean => None,
+        // The deviations belong to both outputs; with the clean one as a fixed target their two parts cancel.
+        let (d_clean, d_log_std) = match self.gradient {
+            Gradient::Detached => (Some(&mut *gradients.outputs), Some(&mut *gradients.log_std)),
+            Gradient::TargetClean => (None, None),
         };
         observed.head.divergence(
             self.distance,
@@ -369,7 +374,7 @@ impl Regularizer for LipschitzRegularizer {
             &mut self.value,
             Some(&mut self.d_output),
             d_clean,
-            Some(&mut *gradients.log_std),
+            d_log_std,
         );
         net.backward(&mut self.trace, &self.d_output, Some(&mut *gradients.weights), None);
         let total: f64 = self.value[..rows].iter().map(|v| f64::from(*v)).sum();
@@ -391,15 +396,19 @@ impl Regularizer for LipschitzRegularizer {
         let search = Search::Ascent { steps: 10, step_size: 0.4 * self.radius, initial_std: 0.1 * self.radius };
         self.attack(net, observed, search, Distance::L2);
         (self.norm, self.rng) = (norm, rng);
-        let (outputs, features) = (net.output(), observed.unit.len());
-        let rows =
-            self.trace.output().chunks_exact(outputs).zip(observed.outputs.chunks_exact(outputs)).zip(self.offset.chunks_exact(features));
-        rows.map(|((f, clean), u)| {
-            let change = f.iter().zip(clean).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-            let size = f64::from(length(u, Norm::L2));
-            if size > 0.0 { change / size } else { 0.0 }
-        })
-        .fold(0.0, f64::max)
+        let (outputs, width, features) = (net.output(), net.input(), observed.unit.len());
+        let moved = self.perturbed.chunks_exact(width).zip(observed.inputs.chunks_exact(width));
+        let changed = self.trace.output().chunks_exact(outputs).zip(observed.outputs.chunks_exact(outputs));
+        moved
+            .zip(changed)
+            .map(|((x, clean), (f, before))| {
+                let change: f64 = f.iter().zip(before).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                // The step that rounding and clamping left, not the one that was asked for.
+                let step = |i: usize| f64::from(x[i] - clean[i]) / f64::from(observed.unit[i]);
+                let size: f64 = (0..features).filter(|&i| observed.unit[i] > 0.0).map(|i| step(i).powi(2)).sum();
+                if size > 0.0 { (change / size).sqrt() } else { 0.0 }
+            })
+            .fold(0.0, f64::max)
     }
 
     fn save(&self, prefix: &str, state: &mut StateDict) {
@@ -410,7 +419,9 @@ impl Regularizer for LipschitzRegularizer {
 
     fn load(&mut self, prefix: &str, state: &StateDict) -> Result<(), AgentError> {
         let words = state.u64(&format!("{prefix}rng"))?;
-        self.rng = Rng::restore(&mut SnapshotReader::new("regulariser", words))?;
+        let mut words = SnapshotReader::new("regulariser", words);
+        self.rng = Rng::restore(&mut words)?;
+        words.finish()?;
         Ok(())
     }
 }

@@ -65,6 +65,8 @@ pub struct Observed<'a> {
     /// Size of one unit of perturbation in each of the first features of the inputs, in input units. Features behind
     /// are not perturbed.
     pub unit: &'a [f32],
+    /// Largest size of an input that the network can meet, if inputs are clamped.
+    pub limit: Option<f32>,
     /// `[rows, output]`: network outputs at the inputs.
     pub outputs: &'a [f32],
     /// What the outputs mean.
