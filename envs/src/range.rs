@@ -1,9 +1,9 @@
-//! Checks of the ranges of configuration fields.
+//! Ranges of configuration fields: the checks, and starts drawn from a range.
 
-use crate::{EnvError, Result};
+use crate::{EnvError, Result, Rng};
 
 /// Checks that every named number is finite and satisfies its condition.
-pub(super) fn require_all(env: &str, fields: &[(&'static str, f64, bool, &str)]) -> Result<()> {
+pub(crate) fn require_all(env: &str, fields: &[(&'static str, f64, bool, &str)]) -> Result<()> {
     for &(field, value, is_valid, expected) in fields {
         if !(value.is_finite() && is_valid) {
             return Err(EnvError::Config { env: env.to_string(), field, expected: expected.to_string(), got: value.to_string() });
@@ -13,7 +13,7 @@ pub(super) fn require_all(env: &str, fields: &[(&'static str, f64, bool, &str)])
 }
 
 /// Checks that an episode has at least one step.
-pub(super) fn require_horizon(env: &str, horizon: usize) -> Result<()> {
+pub(crate) fn require_horizon(env: &str, horizon: usize) -> Result<()> {
     if horizon == 0 {
         return Err(EnvError::Config {
             env: env.to_string(),
@@ -23,4 +23,23 @@ pub(super) fn require_horizon(env: &str, horizon: usize) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Checks that a count lies between `low` and `high`.
+pub(crate) fn require(env: &str, field: &'static str, value: usize, low: usize, high: usize) -> Result<()> {
+    if (low..=high).contains(&value) {
+        return Ok(());
+    }
+    Err(EnvError::Config { env: env.to_string(), field, expected: format!("from {low} to {high}"), got: value.to_string() })
+}
+
+/// Checks that a share lies between 0 and 1.
+pub(crate) fn require_share(env: &str, field: &'static str, value: f64) -> Result<()> {
+    require_all(env, &[(field, value, (0.0..=1.0).contains(&value), "a number from 0 to 1")])
+}
+
+/// Numbers drawn uniformly between `-half_width` and `half_width` from the episode's seed.
+pub(crate) fn uniform_start<const N: usize>(seed: u64, half_width: f64) -> [f64; N] {
+    let mut rng = Rng::from_seed(seed);
+    std::array::from_fn(|_| rng.uniform(-half_width, half_width))
 }

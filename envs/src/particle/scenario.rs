@@ -2,6 +2,7 @@
 
 use super::world::{Body, Integrator, Physics, Vec2, World};
 use crate::environment::invalid_index;
+use crate::range::require;
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
 
 /// Movements of a discrete action: none, −x, +x, −y, +y.
@@ -338,20 +339,4 @@ pub(crate) fn place_all(world: &mut World, rng: &mut Rng, landmark_half_width: f
     for landmark in 0..world.n_landmarks() {
         place(world, rng, world.landmark(landmark), landmark_half_width);
     }
-}
-
-/// Checks that a count lies between `low` and `high`.
-pub(crate) fn require(env: &str, field: &'static str, value: usize, low: usize, high: usize) -> Result<()> {
-    if (low..=high).contains(&value) {
-        return Ok(());
-    }
-    Err(EnvError::Config { env: env.to_string(), field, expected: format!("from {low} to {high}"), got: value.to_string() })
-}
-
-/// Checks that a share lies between 0 and 1.
-pub(crate) fn require_share(env: &str, field: &'static str, value: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&value) {
-        return Ok(());
-    }
-    Err(EnvError::Config { env: env.to_string(), field, expected: "a number from 0 to 1".to_string(), got: value.to_string() })
 }

@@ -16,8 +16,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::arena::boundary_penalty;
-use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all, require};
+use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all};
 use super::world::{Body, Integrator, Physics, World};
+use crate::range::require;
 use crate::{Result, Rng};
 
 /// Most forests of a world: which forests hold an agent is kept as the bits of one word.
