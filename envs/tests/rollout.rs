@@ -159,16 +159,16 @@ fn termination_and_truncation_are_not_merged() {
 fn continues_exactly(build: impl Fn() -> Box<dyn Environment>) {
     let (mut first, mut policy) = engine_of(&build, 3, true, None);
     let mut batch = RolloutBatch::default();
-    first.collect(&mut policy, 17, ActMode::Sample, &mut batch).unwrap();
+    first.collect(&mut policy, 17, ActMode::Sample, &mut batch).expect("sound worlds");
     let mut words = SnapshotWriter::default();
     first.snapshot(&mut words);
     let words = words.into_words();
-    first.collect(&mut policy, 40, ActMode::Sample, &mut batch).unwrap();
+    first.collect(&mut policy, 40, ActMode::Sample, &mut batch).expect("sound worlds");
     assert!(!batch.ends.is_empty());
     let (mut second, mut policy) = engine_of(&build, 3, true, None);
-    second.restore(&words).unwrap();
+    second.restore(&words).expect("sound worlds");
     let mut again = RolloutBatch::default();
-    second.collect(&mut policy, 40, ActMode::Sample, &mut again).unwrap();
+    second.collect(&mut policy, 40, ActMode::Sample, &mut again).expect("sound worlds");
     assert_eq!(batch, again);
     assert_eq!(first.episodes(), second.episodes());
     assert!(matches!(second.restore(&words[..words.len() - 1]), Err(EnvError::Snapshot { .. })));
@@ -284,9 +284,9 @@ impl Environment for Faulty {
 
 /// An engine with a sound world in slot 0 and a faulty one, whose episodes last 20 steps, in slot 1.
 fn faulty_engine(fault: Fault, first_episode: usize) -> Result<(RolloutEngine, RandomPolicy)> {
-    let sound = || EnvConfig::Identity(IdentityConfig::default()).build().unwrap();
+    let sound = || EnvConfig::Identity(IdentityConfig::default()).build().expect("a valid world");
     let faulty = Faulty { inner: sound(), fault, first_episode, episode: 0, time: 0 };
-    let vector = VectorEnv::new(vec![sound(), Box::new(faulty)], SeedTree::new(0)).unwrap();
+    let vector = VectorEnv::new(vec![sound(), Box::new(faulty)], SeedTree::new(0)).expect("a valid world");
     let policy = RandomPolicy { spec: vector.spec().clone() };
     let options = RolloutOptions { with_state: true, reward_fn: None };
     Ok((RolloutEngine::new(vector, SeedTree::new(1), options)?, policy))
