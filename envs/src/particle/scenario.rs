@@ -17,7 +17,12 @@ pub trait Scenario: Send {
     /// the task is done.
     fn score(&self, world: &World, rewards: &mut [f64], metrics: &mut [f64]) -> bool;
 
-    /// Writes what `agent` sees.
+    /// Computes what the observations of several agents share. Called before the agents of a world are observed one by one.
+    fn survey(&self, world: &World) {
+        let _ = world;
+    }
+
+    /// Writes what `agent` sees, after [`Scenario::survey`] of the same world.
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>);
 }
 
@@ -200,6 +205,7 @@ impl<S: Scenario> ParticleEnv<S> {
 
     /// Writes the observations of the world as it is now, `[agent, observation_width]`.
     pub fn observe(&self, observations: &mut [f32]) {
+        self.scenario.survey(&self.world);
         for (agent, row) in observations.chunks_exact_mut(self.observation_width).enumerate() {
             let mut features = Features { out: row, at: 0 };
             self.scenario.observe(&self.world, agent, &mut features);
@@ -295,6 +301,7 @@ impl<S: Scenario> Environment for ParticleEnv<S> {
     }
 
     fn state(&self, out: &mut [f32]) {
+        self.scenario.survey(&self.world);
         let mut start = 0;
         for (agent, &width) in self.observation_widths.iter().enumerate() {
             self.scenario.observe(&self.world, agent, &mut Features { out: &mut out[start..start + width], at: 0 });
