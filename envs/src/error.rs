@@ -27,18 +27,6 @@ pub enum EnvError {
         /// The action found.
         got: String,
     },
-    /// A buffer handed to an environment has the wrong length.
-    #[error("{place}: `{buffer}` must hold {expected} values, got {got}")]
-    Buffer {
-        /// Where.
-        place: &'static str,
-        /// Which buffer.
-        buffer: &'static str,
-        /// Expected length.
-        expected: usize,
-        /// Found length.
-        got: usize,
-    },
     /// An observation, state, reward or log-probability became NaN or infinite.
     #[error("{env}: non-finite {tensor} ({value}) at rollout step {step}, slot {slot}, position {position}")]
     NonFinite {
@@ -61,14 +49,6 @@ pub enum EnvError {
         /// What was being restored.
         place: String,
         /// Why it does not fit.
-        reason: String,
-    },
-    /// The worker threads could not be started.
-    #[error("cannot start {threads} worker threads: {reason}")]
-    Threads {
-        /// Requested number.
-        threads: usize,
-        /// The system's reason.
         reason: String,
     },
     /// A policy failed while the engine asked it for actions.

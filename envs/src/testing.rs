@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::environment::invalid_index;
+use crate::range::require;
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SeedTree, Space, StepOut};
 
@@ -24,13 +25,6 @@ fn single_agent(name: &str, observation: usize, action: Space, horizon: usize) -
         step_seconds: 1.0,
         episode_metrics: Vec::new(),
     }
-}
-
-fn require(env: &str, field: &'static str, value: usize, low: usize, high: usize) -> Result<()> {
-    if (low..=high).contains(&value) {
-        return Ok(());
-    }
-    Err(EnvError::Config { env: env.to_string(), field, expected: format!("between {low} and {high}"), got: value.to_string() })
 }
 
 /// Settings of [`Identity`].

@@ -56,41 +56,27 @@ trait Placed: Environment {
     fn exact_reward(&self) -> Option<f64>;
 }
 
-impl Placed for CartPole {
-    fn place(&mut self, state: &[f64]) {
-        self.set_physical_state(state.try_into().expect("four numbers"));
-    }
-    fn read(&self) -> Vec<f64> {
-        self.physical_state().to_vec()
-    }
-    fn exact_reward(&self) -> Option<f64> {
-        None
-    }
+/// The environments whose state is an array in double precision.
+macro_rules! placed {
+    ($env:ty, $exact_reward:expr) => {
+        impl Placed for $env {
+            fn place(&mut self, state: &[f64]) {
+                self.set_physical_state(state.try_into().expect("as many numbers as coordinates"));
+            }
+            fn read(&self) -> Vec<f64> {
+                self.physical_state().to_vec()
+            }
+            fn exact_reward(&self) -> Option<f64> {
+                let exact_reward: fn(&Self) -> Option<f64> = $exact_reward;
+                exact_reward(self)
+            }
+        }
+    };
 }
 
-impl Placed for Acrobot {
-    fn place(&mut self, state: &[f64]) {
-        self.set_physical_state(state.try_into().expect("four numbers"));
-    }
-    fn read(&self) -> Vec<f64> {
-        self.physical_state().to_vec()
-    }
-    fn exact_reward(&self) -> Option<f64> {
-        None
-    }
-}
-
-impl Placed for Pendulum {
-    fn place(&mut self, state: &[f64]) {
-        self.set_physical_state(state.try_into().expect("two numbers"));
-    }
-    fn read(&self) -> Vec<f64> {
-        self.physical_state().to_vec()
-    }
-    fn exact_reward(&self) -> Option<f64> {
-        Some(self.reward_f64())
-    }
-}
+placed!(CartPole, |_| None);
+placed!(Acrobot, |_| None);
+placed!(Pendulum, |env| Some(env.reward_f64()));
 
 impl Placed for MountainCarContinuous {
     fn place(&mut self, state: &[f64]) {

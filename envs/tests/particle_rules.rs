@@ -298,3 +298,28 @@ fn spread_reports_both_conventions_whatever_the_reward() {
     assert!((metrics[3] - local.iter().sum::<f64>() / 3.0).abs() < 1e-4);
     assert!((metrics[4] - shared[0]).abs() < 1e-3);
 }
+
+#[test]
+fn forests_are_looked_up_again_when_bodies_are_moved_by_hand() {
+    let mut env = SimpleWorldCommConfig::default().build().unwrap();
+    start(&mut env, 0);
+    let (n_agents, forest) = (env.world().n_agents(), env.world().positions.len() - 1);
+    for agent in 0..n_agents {
+        env.world_mut().positions[agent] = [10.0 * (agent + 1) as f64, 0.0];
+    }
+    // Flags of the two forests, seen by the last adversary: behind 4 own numbers, 5 landmarks, 5 others, 2 velocities.
+    let flags = |env: &ParticleEnv<_>| {
+        let mut state = vec![0.0; env.spec().state_dim];
+        env.state(&mut state);
+        let widths: usize = env.spec().agents[..3].iter().map(|a| a.observation.width()).sum();
+        let own = &state[widths..];
+        // The prey `agent_0` is the fourth of the other agents.
+        ([own[28], own[29]], [own[20], own[21]])
+    };
+    assert_eq!(flags(&env), ([-1.0, -1.0], [10.0, 0.0]));
+    let place = env.world().positions[forest];
+    env.world_mut().positions[4] = place;
+    assert_eq!(flags(&env).1, [0.0, 0.0], "the prey hides in the forest");
+    env.world_mut().positions[3] = place;
+    assert_eq!(flags(&env).0[1], 1.0);
+}

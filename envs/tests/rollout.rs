@@ -4,10 +4,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use steadfast_envs::particle::SimpleSpreadConfig;
+use steadfast_envs::perturb::MaliciousActionConfig;
+use steadfast_envs::rollout::StepBuffers;
 use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig, random_actions};
 use steadfast_envs::{
-    ActMode, ActionBatch, ActionsMut, EnvConfig, EnvError, EnvSpec, Environment, ObservationBatch, PerturbationConfig, Perturbed, Policy,
-    Result, RewardFn, Rng, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotReader, SnapshotWriter, Transition, VectorEnv,
+    ActMode, ActionBatch, Actions, ActionsMut, EnvConfig, EnvError, EnvSpec, Environment, ObservationBatch, PerturbationConfig, Perturbed,
+    Policy, Result, RewardFn, Rng, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotReader, SnapshotWriter, StepOut,
+    Transition, VectorEnv,
 };
 
 thread_local! {
@@ -60,8 +63,17 @@ impl Policy for RandomPolicy {
 }
 
 fn engine(config: &EnvConfig, slots: usize, with_state: bool, reward_fn: Option<Box<dyn RewardFn>>) -> (RolloutEngine, RandomPolicy) {
+    engine_of(|| config.build().expect("a valid world"), slots, with_state, reward_fn)
+}
+
+fn engine_of(
+    build: impl Fn() -> Box<dyn Environment>,
+    slots: usize,
+    with_state: bool,
+    reward_fn: Option<Box<dyn RewardFn>>,
+) -> (RolloutEngine, RandomPolicy) {
     let seeds = SeedTree::new(11);
-    let envs = (0..slots).map(|_| config.build().expect("a valid world")).collect();
+    let envs = (0..slots).map(|_| build()).collect();
     let vector = VectorEnv::new(envs, seeds.child("environment")).expect("a valid world");
     let policy = RandomPolicy { spec: vector.spec().clone() };
     (RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions { with_state, reward_fn }).expect("a valid world"), policy)
@@ -144,24 +156,36 @@ fn termination_and_truncation_are_not_merged() {
     }
 }
 
-#[test]
-fn a_restored_engine_continues_exactly() {
-    let config = EnvConfig::Identity(IdentityConfig { n_agents: 2, ..Default::default() });
-    let (mut first, mut policy) = engine(&config, 3, true, None);
+fn continues_exactly(build: impl Fn() -> Box<dyn Environment>) {
+    let (mut first, mut policy) = engine_of(&build, 3, true, None);
     let mut batch = RolloutBatch::default();
-    first.collect(&mut policy, 17, ActMode::Sample, &mut batch).unwrap();
+    first.collect(&mut policy, 17, ActMode::Sample, &mut batch).expect("sound worlds");
     let mut words = SnapshotWriter::default();
     first.snapshot(&mut words);
     let words = words.into_words();
-    first.collect(&mut policy, 40, ActMode::Sample, &mut batch).unwrap();
-    let (mut second, mut policy) = engine(&config, 3, true, None);
-    second.restore(&words).unwrap();
+    first.collect(&mut policy, 40, ActMode::Sample, &mut batch).expect("sound worlds");
+    assert!(!batch.ends.is_empty());
+    let (mut second, mut policy) = engine_of(&build, 3, true, None);
+    second.restore(&words).expect("sound worlds");
     let mut again = RolloutBatch::default();
-    second.collect(&mut policy, 40, ActMode::Sample, &mut again).unwrap();
+    second.collect(&mut policy, 40, ActMode::Sample, &mut again).expect("sound worlds");
     assert_eq!(batch, again);
     assert_eq!(first.episodes(), second.episodes());
     assert!(matches!(second.restore(&words[..words.len() - 1]), Err(EnvError::Snapshot { .. })));
     assert!(matches!(second.restore(&[]), Err(EnvError::Snapshot { .. })));
+}
+
+#[test]
+fn a_restored_engine_continues_exactly() {
+    let config = EnvConfig::Identity(IdentityConfig { n_agents: 2, ..Default::default() });
+    continues_exactly(|| config.build().unwrap());
+}
+
+#[test]
+fn a_restored_engine_of_perturbed_particles_continues_exactly() {
+    let noise = PerturbationConfig::ObservationNoise(Default::default());
+    let malicious = PerturbationConfig::MaliciousAction(MaliciousActionConfig { probability: 0.5, ..Default::default() });
+    continues_exactly(|| Box::new(Perturbed::new(spread().build().unwrap(), &[noise.clone(), malicious.clone()]).unwrap()));
 }
 
 #[test]
@@ -195,12 +219,30 @@ fn a_reward_function_replaces_rewards_but_not_returns() {
     assert!(engine.episodes().iter().all(|s| s.returns[0] < 15.0));
 }
 
-/// Turns the observation or reward into NaN at a step of the episode.
+/// Where [`Faulty`] puts a number that is not finite.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// In the observation after the given step of the episode; step 0 is the reset.
+    Observation(usize),
+    /// In the reward of the given step.
+    Reward(usize),
+    /// In the global state after the given step.
+    State(usize),
+}
+
+/// A world with a fault in the episodes from the given one on.
 struct Faulty {
     inner: Box<dyn Environment>,
-    at: usize,
-    in_reward: bool,
+    fault: Fault,
+    first_episode: usize,
+    episode: usize,
     time: usize,
+}
+
+impl Faulty {
+    fn has(&self, fault: Fault) -> bool {
+        self.episode > self.first_episode && self.fault == fault
+    }
 }
 
 impl Environment for Faulty {
@@ -209,15 +251,28 @@ impl Environment for Faulty {
     }
     fn reset(&mut self, seed: u64, observations: &mut [f32]) {
         self.time = 0;
+        self.episode += 1;
         self.inner.reset(seed, observations);
+        if self.has(Fault::Observation(0)) {
+            observations[1] = f32::NAN;
+        }
     }
-    fn step(&mut self, actions: steadfast_envs::Actions<'_>, out: &mut steadfast_envs::StepOut<'_>) -> Result<()> {
+    fn step(&mut self, actions: Actions<'_>, out: &mut StepOut<'_>) -> Result<()> {
         self.inner.step(actions, out)?;
         self.time += 1;
-        if self.time == self.at {
-            if self.in_reward { out.rewards[0] = f32::INFINITY } else { out.observations[1] = f32::NAN }
+        if self.has(Fault::Observation(self.time)) {
+            out.observations[1] = f32::NAN;
+        }
+        if self.has(Fault::Reward(self.time)) {
+            out.rewards[0] = f32::INFINITY;
         }
         Ok(())
+    }
+    fn state(&self, out: &mut [f32]) {
+        self.inner.state(out);
+        if self.has(Fault::State(self.time)) {
+            out[2] = f32::NEG_INFINITY;
+        }
     }
     fn snapshot(&self, out: &mut SnapshotWriter) {
         self.inner.snapshot(out);
@@ -227,22 +282,70 @@ impl Environment for Faulty {
     }
 }
 
+/// An engine with a sound world in slot 0 and a faulty one, whose episodes last 20 steps, in slot 1.
+fn faulty_engine(fault: Fault, first_episode: usize) -> Result<(RolloutEngine, RandomPolicy)> {
+    let sound = || EnvConfig::Identity(IdentityConfig::default()).build().expect("a valid world");
+    let faulty = Faulty { inner: sound(), fault, first_episode, episode: 0, time: 0 };
+    let vector = VectorEnv::new(vec![sound(), Box::new(faulty)], SeedTree::new(0)).expect("a valid world");
+    let policy = RandomPolicy { spec: vector.spec().clone() };
+    let options = RolloutOptions { with_state: true, reward_fn: None };
+    Ok((RolloutEngine::new(vector, SeedTree::new(1), options)?, policy))
+}
+
+/// Tensor, step, slot and position of an error.
+fn place_of(error: EnvError) -> (&'static str, usize, usize, usize) {
+    match error {
+        EnvError::NonFinite { tensor, step, slot, position, .. } => (tensor, step, slot, position),
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn non_finite_numbers_are_named_with_their_place() {
-    for (in_reward, tensor, position) in [(false, "observation", 1), (true, "reward", 0)] {
-        let inner = EnvConfig::Identity(IdentityConfig::default()).build().unwrap();
-        let faulty: Box<dyn Environment> = Box::new(Faulty { inner, at: 5, in_reward, time: 0 });
-        let vector = VectorEnv::new(vec![faulty], SeedTree::new(0)).unwrap();
-        let mut policy = RandomPolicy { spec: vector.spec().clone() };
-        let mut engine = RolloutEngine::new(vector, SeedTree::new(1), RolloutOptions::default()).unwrap();
-        let error = engine.collect(&mut policy, 10, ActMode::Sample, &mut RolloutBatch::default()).unwrap_err();
-        match error {
-            EnvError::NonFinite { tensor: t, step, slot, position: p, .. } => {
-                assert_eq!((t, step, slot, p), (tensor, 4, 0, position));
-            }
-            other => panic!("{other}"),
-        }
+    for (fault, place) in [
+        (Fault::Observation(5), ("observation", 4, 1, 1)),
+        (Fault::Reward(5), ("reward", 4, 1, 0)),
+        (Fault::State(5), ("state", 4, 1, 2)),
+        (Fault::Observation(20), ("final observation", 19, 1, 1)),
+        (Fault::State(20), ("final state", 19, 1, 2)),
+    ] {
+        let (mut engine, mut policy) = faulty_engine(fault, 0).unwrap();
+        let error = engine.collect(&mut policy, 30, ActMode::Sample, &mut RolloutBatch::default()).unwrap_err();
+        assert_eq!(place_of(error), place);
     }
+}
+
+#[test]
+fn the_first_observations_and_states_must_be_finite() {
+    for (fault, place) in [(Fault::Observation(0), ("first observation", 0, 1, 1)), (Fault::State(0), ("first state", 0, 1, 2))] {
+        assert_eq!(place_of(faulty_engine(fault, 0).err().unwrap()), place);
+        // Sound when the engine is built, faulty when an evaluation starts anew.
+        let (mut engine, mut policy) = faulty_engine(fault, 1).unwrap();
+        assert_eq!(place_of(engine.evaluate(&mut policy, 1, ActMode::Sample).unwrap_err()), place);
+    }
+}
+
+#[test]
+fn an_error_does_not_outlive_its_step() {
+    let envs = (0..3).map(|_| EnvConfig::Identity(IdentityConfig::default()).build().unwrap()).collect();
+    let mut vector = VectorEnv::new(envs, SeedTree::new(0)).unwrap();
+    let mut observations = vec![0.0; 3 * vector.spec().observation_width()];
+    vector.reset(&mut observations, &mut []);
+    let mut step = |actions: &[u32]| {
+        let (mut rewards, mut terminated, mut truncated) = ([0.0; 3], [false; 3], [false; 3]);
+        vector.step(
+            Actions::Discrete(actions),
+            StepBuffers {
+                observations: &mut observations,
+                states: &mut [],
+                rewards: &mut rewards,
+                terminated: &mut terminated,
+                truncated: &mut truncated,
+            },
+        )
+    };
+    assert!(step(&[0, 98, 99]).unwrap_err().to_string().contains("98"));
+    assert_eq!(step(&[0, 1, 2]), Ok(()));
 }
 
 #[test]
@@ -257,10 +360,10 @@ fn perturbed_particles_see_noise_and_keep_their_rewards() {
     assert_ne!(a, b);
     let (mut ra, mut rb) = ([0.0; 3], [0.0; 3]);
     for action in 0..5 {
-        let actions = steadfast_envs::Actions::Discrete(&[action; 3]);
-        let mut out = steadfast_envs::StepOut { observations: &mut a, rewards: &mut ra, terminated: false, truncated: false };
+        let actions = Actions::Discrete(&[action; 3]);
+        let mut out = StepOut { observations: &mut a, rewards: &mut ra, terminated: false, truncated: false };
         plain.step(actions, &mut out).unwrap();
-        let mut out = steadfast_envs::StepOut { observations: &mut b, rewards: &mut rb, terminated: false, truncated: false };
+        let mut out = StepOut { observations: &mut b, rewards: &mut rb, terminated: false, truncated: false };
         noisy.step(actions, &mut out).unwrap();
         assert_eq!(ra, rb);
     }

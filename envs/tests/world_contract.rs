@@ -1,7 +1,8 @@
 //! Every particle and control world keeps the contract of an environment, with both kinds of actions.
 
-use steadfast_envs::EnvConfig;
+use steadfast_envs::perturb::ObservationNoiseConfig;
 use steadfast_envs::testing::check_environment;
+use steadfast_envs::{EnvConfig, PerturbationConfig, Perturbed};
 
 fn check(toml_like: serde_json::Value) {
     let config: EnvConfig = serde_json::from_value(toml_like.clone()).expect("the configuration is valid");
@@ -39,6 +40,16 @@ fn particle_worlds_keep_the_contract() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn noisy_worlds_keep_the_contract() {
+    for name in ["cart_pole", "pendulum", "acrobot", "mountain_car_continuous", "simple_spread", "simple_tag"] {
+        let config: EnvConfig = serde_json::from_value(serde_json::json!({ name: {} })).expect("an empty table is enough");
+        let noise = PerturbationConfig::ObservationNoise(ObservationNoiseConfig { magnitude: 0.5, ..Default::default() });
+        check_environment(&|| Ok(Box::new(Perturbed::new(config.build()?, std::slice::from_ref(&noise))?)))
+            .unwrap_or_else(|error| panic!("noisy {name}: {error}"));
     }
 }
 

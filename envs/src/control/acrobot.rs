@@ -9,9 +9,9 @@ use std::f64::consts::{FRAC_PI_2, PI};
 
 use serde::{Deserialize, Serialize};
 
-use super::range::{require_all, require_horizon};
 use crate::environment::invalid_index;
-use crate::{Actions, AgentSpec, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
+use crate::range::{require_all, require_horizon, uniform_start};
+use crate::{Actions, AgentSpec, EnvSpec, Environment, Result, SnapshotReader, SnapshotWriter, Space, StepOut};
 
 const NAME: &str = "acrobot";
 
@@ -196,11 +196,8 @@ impl Environment for Acrobot {
     }
 
     fn reset(&mut self, seed: u64, observations: &mut [f32]) {
-        let mut rng = Rng::from_seed(seed);
-        for value in &mut self.state {
-            // The reference starts from single-precision numbers.
-            *value = f64::from(rng.uniform(-self.config.start_range, self.config.start_range) as f32);
-        }
+        // The reference starts from single-precision numbers.
+        self.state = uniform_start(seed, self.config.start_range).map(|value| f64::from(value as f32));
         self.steps = 0;
         self.write(observations);
     }

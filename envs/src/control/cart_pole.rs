@@ -7,9 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::range::{require_all, require_horizon};
 use crate::environment::invalid_index;
-use crate::{Actions, AgentSpec, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
+use crate::range::{require_all, require_horizon, uniform_start};
+use crate::{Actions, AgentSpec, EnvSpec, Environment, Result, SnapshotReader, SnapshotWriter, Space, StepOut};
 
 const NAME: &str = "cart_pole";
 
@@ -148,10 +148,7 @@ impl Environment for CartPole {
     }
 
     fn reset(&mut self, seed: u64, observations: &mut [f32]) {
-        let mut rng = Rng::from_seed(seed);
-        for value in &mut self.state {
-            *value = rng.uniform(-self.config.start_range, self.config.start_range);
-        }
+        self.state = uniform_start(seed, self.config.start_range);
         self.steps = 0;
         self.write(observations);
     }

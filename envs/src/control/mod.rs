@@ -4,7 +4,6 @@ pub mod acrobot;
 pub mod cart_pole;
 pub mod mountain_car;
 pub mod pendulum;
-mod range;
 
 pub use acrobot::{Acrobot, AcrobotConfig, AcrobotEquations};
 pub use cart_pole::{CartPole, CartPoleConfig, CartPoleIntegrator};

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::range::{require_all, require_horizon};
+use crate::range::{require_all, require_horizon};
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
 
 const NAME: &str = "mountain_car_continuous";

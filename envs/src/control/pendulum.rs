@@ -9,7 +9,7 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-use super::range::{require_all, require_horizon};
+use crate::range::{require_all, require_horizon};
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
 
 const NAME: &str = "pendulum";

@@ -10,8 +10,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all, require};
+use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all};
 use super::world::{Body, Integrator, Physics, World};
+use crate::range::require;
 use crate::{Result, Rng};
 
 /// What the adversary pays for its distance from the goal.

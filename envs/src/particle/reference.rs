@@ -9,8 +9,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all, require_share};
+use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all};
 use super::world::{Body, Integrator, Physics, World};
+use crate::range::require_share;
 use crate::{Result, Rng};
 
 /// Configuration of [`SimpleReference`].

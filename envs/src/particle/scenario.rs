@@ -2,6 +2,7 @@
 
 use super::world::{Body, Integrator, Physics, Vec2, World};
 use crate::environment::invalid_index;
+use crate::range::require;
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter, Space, StepOut};
 
 /// Movements of a discrete action: none, −x, +x, −y, +y.
@@ -16,7 +17,12 @@ pub trait Scenario: Send {
     /// the task is done.
     fn score(&self, world: &World, rewards: &mut [f64], metrics: &mut [f64]) -> bool;
 
-    /// Writes what `agent` sees.
+    /// Computes what the observations of several agents share. Called before the agents of a world are observed one by one.
+    fn survey(&self, world: &World) {
+        let _ = world;
+    }
+
+    /// Writes what `agent` sees, after [`Scenario::survey`] of the same world.
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>);
 }
 
@@ -199,6 +205,7 @@ impl<S: Scenario> ParticleEnv<S> {
 
     /// Writes the observations of the world as it is now, `[agent, observation_width]`.
     pub fn observe(&self, observations: &mut [f32]) {
+        self.scenario.survey(&self.world);
         for (agent, row) in observations.chunks_exact_mut(self.observation_width).enumerate() {
             let mut features = Features { out: row, at: 0 };
             self.scenario.observe(&self.world, agent, &mut features);
@@ -294,6 +301,7 @@ impl<S: Scenario> Environment for ParticleEnv<S> {
     }
 
     fn state(&self, out: &mut [f32]) {
+        self.scenario.survey(&self.world);
         let mut start = 0;
         for (agent, &width) in self.observation_widths.iter().enumerate() {
             self.scenario.observe(&self.world, agent, &mut Features { out: &mut out[start..start + width], at: 0 });
@@ -338,20 +346,4 @@ pub(crate) fn place_all(world: &mut World, rng: &mut Rng, landmark_half_width: f
     for landmark in 0..world.n_landmarks() {
         place(world, rng, world.landmark(landmark), landmark_half_width);
     }
-}
-
-/// Checks that a count lies between `low` and `high`.
-pub(crate) fn require(env: &str, field: &'static str, value: usize, low: usize, high: usize) -> Result<()> {
-    if (low..=high).contains(&value) {
-        return Ok(());
-    }
-    Err(EnvError::Config { env: env.to_string(), field, expected: format!("from {low} to {high}"), got: value.to_string() })
-}
-
-/// Checks that a share lies between 0 and 1.
-pub(crate) fn require_share(env: &str, field: &'static str, value: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&value) {
-        return Ok(());
-    }
-    Err(EnvError::Config { env: env.to_string(), field, expected: "a number from 0 to 1".to_string(), got: value.to_string() })
 }

@@ -14,8 +14,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all, require, require_share};
+use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all};
 use super::world::{Body, Integrator, Physics, World};
+use crate::range::{require, require_share};
 use crate::{Result, Rng};
 
 /// Distance below which a landmark counts as occupied.

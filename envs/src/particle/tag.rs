@@ -10,8 +10,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::arena::boundary_penalty;
-use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all, require};
+use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all};
 use super::world::{Body, Integrator, Physics, World};
+use crate::range::require;
 use crate::{EnvError, Result, Rng};
 
 /// Configuration of [`SimpleTag`].

@@ -16,6 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::range::require_all;
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
 use crate::{EnvError, Result};
 
@@ -61,20 +62,17 @@ impl Default for Physics {
 impl Physics {
     /// Checks the ranges for the world `env`.
     pub(crate) fn validate(&self, env: &str) -> Result<()> {
-        let positive = |x: f64| x.is_finite() && x > 0.0;
-        let fields: [(&'static str, f64, bool, &str); 5] = [
-            ("physics.step_seconds", self.step_seconds, positive(self.step_seconds), "a number above 0"),
-            ("physics.damping", self.damping, (0.0..=1.0).contains(&self.damping), "a number from 0 to 1"),
-            ("physics.contact_force", self.contact_force, self.contact_force.is_finite() && self.contact_force >= 0.0, "at least 0"),
-            ("physics.contact_margin", self.contact_margin, positive(self.contact_margin), "a number above 0"),
-            ("physics.mass", self.mass, positive(self.mass), "a number above 0"),
-        ];
-        for (field, value, is_valid, expected) in fields {
-            if !is_valid {
-                return Err(EnvError::Config { env: env.to_string(), field, expected: expected.to_string(), got: value.to_string() });
-            }
-        }
-        Ok(())
+        let positive = "a number above 0";
+        require_all(
+            env,
+            &[
+                ("physics.step_seconds", self.step_seconds, self.step_seconds > 0.0, positive),
+                ("physics.damping", self.damping, (0.0..=1.0).contains(&self.damping), "a number from 0 to 1"),
+                ("physics.contact_force", self.contact_force, self.contact_force >= 0.0, "at least 0"),
+                ("physics.contact_margin", self.contact_margin, self.contact_margin > 0.0, positive),
+                ("physics.mass", self.mass, self.mass > 0.0, positive),
+            ],
+        )
     }
 }
 
@@ -214,11 +212,6 @@ impl World {
     #[inline]
     pub fn message_width(&self) -> usize {
         self.message_width
-    }
-
-    /// Constants of the physics.
-    pub fn physics(&self) -> &Physics {
-        &self.physics
     }
 
     /// Vector from body `from` to body `to`.

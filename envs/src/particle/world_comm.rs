@@ -13,11 +13,14 @@
 //!
 //! Metrics: `captures` (overlapping pairs, summed over steps), `meals` (overlaps with food, summed over steps).
 
+use std::cell::Cell;
+
 use serde::{Deserialize, Serialize};
 
 use super::arena::boundary_penalty;
-use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all, require};
+use super::scenario::{Features, Member, ParticleEnv, Scenario, Setup, place_all};
 use super::world::{Body, Integrator, Physics, World};
+use crate::range::require;
 use crate::{Result, Rng};
 
 /// Most forests of a world: which forests hold an agent is kept as the bits of one word.
@@ -101,7 +104,12 @@ impl SimpleWorldCommConfig {
         let n_agents = self.n_adversaries + self.n_good;
         let first_food = n_agents + self.n_obstacles;
         ParticleEnv::new(
-            WorldComm { n_adversaries: self.n_adversaries, first_food, first_forest: first_food + self.n_food },
+            WorldComm {
+                n_adversaries: self.n_adversaries,
+                first_food,
+                first_forest: first_food + self.n_food,
+                inside: vec![Cell::new(0); n_agents],
+            },
             Setup {
                 name,
                 agents: adversaries.chain(good).collect(),
@@ -129,6 +137,8 @@ pub struct WorldComm {
     first_food: usize,
     /// Index of the first forest among the bodies.
     first_forest: usize,
+    /// The forests around each agent at the last survey. Every observer asks for those of every other agent.
+    inside: Vec<Cell<u64>>,
 }
 
 impl WorldComm {
@@ -144,7 +154,7 @@ impl WorldComm {
     fn good_velocities(&self, world: &World, agent: usize, inside: u64, out: &mut Features<'_>) {
         for good in self.n_adversaries..world.n_agents() {
             if good != agent {
-                let is_visible = self.sees(world, agent, inside, good);
+                let is_visible = self.sees(agent, inside, good);
                 out.vector(if is_visible { world.velocities[good] } else { [0.0; 2] });
             }
         }
@@ -152,8 +162,8 @@ impl WorldComm {
 
     /// True if `agent`, inside the forests `inside`, sees `other`.
     #[inline]
-    fn sees(&self, world: &World, agent: usize, inside: u64, other: usize) -> bool {
-        let around = self.forests_around(world, other);
+    fn sees(&self, agent: usize, inside: u64, other: usize) -> bool {
+        let around = self.inside[other].get();
         agent == 0 || inside & around != 0 || (inside == 0 && around == 0)
     }
 
@@ -191,15 +201,21 @@ impl Scenario for WorldComm {
         false
     }
 
+    fn survey(&self, world: &World) {
+        for (agent, inside) in self.inside.iter().enumerate() {
+            inside.set(self.forests_around(world, agent));
+        }
+    }
+
     #[inline]
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>) {
-        let inside = self.forests_around(world, agent);
+        let inside = self.inside[agent].get();
         out.vector(world.velocities[agent]);
         out.vector(world.positions[agent]);
         out.landmarks(world, agent);
         for other in 0..world.n_agents() {
             if other != agent {
-                let is_visible = self.sees(world, agent, inside, other);
+                let is_visible = self.sees(agent, inside, other);
                 out.vector(if is_visible { world.offset(agent, other) } else { [0.0; 2] });
             }
         }

@@ -43,7 +43,21 @@ impl MaliciousActionConfig {
                 got: self.probability.to_string(),
             });
         }
-        select_agents("malicious_action", &self.agents, spec).map(drop)
+        // Neither a random action nor a lower corner exists in an unbounded space.
+        let is_bounded = |space: &Space| match space {
+            Space::Discrete { .. } => true,
+            Space::Box { low, high } => low.iter().chain(high).all(|v| v.is_finite()),
+        };
+        let agents = select_agents("malicious_action", &self.agents, spec)?;
+        match agents.into_iter().find(|&i| !is_bounded(&spec.agents[i].action)) {
+            None => Ok(()),
+            Some(i) => Err(EnvError::Config {
+                env: "malicious_action".to_string(),
+                field: "agents",
+                expected: "agents with bounded actions".to_string(),
+                got: format!("the unbounded actions of `{}` in `{}`", spec.agents[i].name, spec.name),
+            }),
+        }
     }
 }
 
@@ -68,7 +82,7 @@ impl MaliciousAction {
         })
     }
 
-    /// Replaces actions in the copies; returns which kind was changed.
+    /// Replaces actions in the copies; only the one of the environment's kind is touched, the other may be empty.
     pub(super) fn apply(&self, rng: &mut Rng, discrete: &mut [u32], continuous: &mut [f32]) {
         for (agent, space) in &self.agents {
             // One draw per agent and step whatever happens, so that levels share their random numbers.
@@ -90,14 +104,6 @@ impl MaliciousAction {
                 }
             }
         }
-    }
-
-    /// Checks that a random continuous action exists.
-    pub(super) fn is_bounded(&self) -> bool {
-        self.agents.iter().all(|(_, space)| match space {
-            Space::Discrete { .. } => true,
-            Space::Box { low, high } => low.iter().chain(high).all(|v| v.is_finite()),
-        })
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::action::{MaliciousAction, copy_actions};
 use super::observation::ObservationNoise;
-use super::{MaliciousActionConfig, PerturbationConfig};
+use super::{PerturbationConfig, select_agents};
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
-use crate::{Actions, EnvError, EnvSpec, Environment, Result, Rng, SeedTree, StepOut};
+use crate::{Actions, EnvSpec, Environment, Result, Rng, SeedTree, Space, StepOut};
 
 /// One prepared perturbation with its own stream of random numbers.
 #[derive(Debug)]
@@ -18,8 +18,12 @@ enum Signal {
 /// Rewards, the ends of episodes and the global state stay the true ones. Each perturbation draws from a stream of its
 /// own that depends on the episode's seed and its place in the list alone, so the same episode at another magnitude
 /// meets the same random numbers.
+///
+/// Noise leaves any box, so agents that see it have unbounded observation boxes here, and so have the others of their
+/// groups, because a group has equal spaces. That does not depend on the magnitude: all levels have one specification.
 pub struct Perturbed {
     inner: Box<dyn Environment>,
+    spec: EnvSpec,
     signals: Vec<(Signal, Rng)>,
     discrete: Vec<u32>,
     continuous: Vec<f32>,
@@ -31,31 +35,26 @@ impl Perturbed {
     /// # Errors
     /// [`EnvError::Config`] if a perturbation does not fit the environment.
     pub fn new(inner: Box<dyn Environment>, perturbations: &[PerturbationConfig]) -> Result<Self> {
-        let spec = inner.spec();
+        let mut spec = inner.spec().clone();
         let mut signals = Vec::with_capacity(perturbations.len());
         for perturbation in perturbations {
             let signal = match perturbation {
-                PerturbationConfig::ObservationNoise(c) => Signal::Observation(ObservationNoise::new(c, spec)?),
-                PerturbationConfig::MaliciousAction(c) => Signal::Action(Self::malicious(c, spec)?),
+                PerturbationConfig::ObservationNoise(c) => {
+                    for noisy in select_agents("observation_noise", &c.agents, inner.spec())? {
+                        let group = &inner.spec().agents[noisy].group;
+                        for agent in spec.agents.iter_mut().filter(|a| a.group == *group) {
+                            agent.observation = Space::unbounded(agent.observation.width());
+                        }
+                    }
+                    Signal::Observation(ObservationNoise::new(c, inner.spec())?)
+                }
+                PerturbationConfig::MaliciousAction(c) => Signal::Action(MaliciousAction::new(c, inner.spec())?),
             };
             signals.push((signal, Rng::from_seed(0)));
         }
         let (agents, width) = (spec.n_agents(), spec.action_width());
         let (discrete, continuous) = if spec.has_discrete_actions() { (agents, 0) } else { (0, agents * width) };
-        Ok(Self { inner, signals, discrete: vec![0; discrete], continuous: vec![0.0; continuous] })
-    }
-
-    fn malicious(config: &MaliciousActionConfig, spec: &EnvSpec) -> Result<MaliciousAction> {
-        let signal = MaliciousAction::new(config, spec)?;
-        if signal.is_bounded() {
-            return Ok(signal);
-        }
-        Err(EnvError::Config {
-            env: "malicious_action".to_string(),
-            field: "agents",
-            expected: "agents with bounded actions".to_string(),
-            got: format!("an unbounded action space of `{}`", spec.name),
-        })
+        Ok(Self { inner, spec, signals, discrete: vec![0; discrete], continuous: vec![0.0; continuous] })
     }
 
     fn perturb_observations(&mut self, observations: &mut [f32]) {
@@ -69,7 +68,7 @@ impl Perturbed {
 
 impl Environment for Perturbed {
     fn spec(&self) -> &EnvSpec {
-        self.inner.spec()
+        &self.spec
     }
 
     fn reset(&mut self, seed: u64, observations: &mut [f32]) {
@@ -128,7 +127,7 @@ impl Environment for Perturbed {
 mod tests {
     use super::*;
     use crate::EnvConfig;
-    use crate::perturb::{Behaviour, NoiseLaw, ObservationNoiseConfig};
+    use crate::perturb::{Behaviour, MaliciousActionConfig, NoiseLaw, ObservationNoiseConfig};
     use crate::testing::{BanditConfig, IdentityConfig, check_environment};
 
     fn identity() -> Box<dyn Environment> {
@@ -239,5 +238,32 @@ mod tests {
         assert!(message.contains("`prey`") && message.contains("agent_0"), "{message}");
         assert!(Perturbed::new(identity(), &[noise(NoiseLaw::Gaussian, -1.0, vec![])]).is_err());
         assert!(Perturbed::new(identity(), &[noise(NoiseLaw::Gaussian, 0.1, vec![1.0; 99])]).is_err());
+    }
+
+    #[test]
+    fn unbounded_actions_cannot_be_replaced_and_validation_says_so() {
+        let config = EnvConfig::Identity(IdentityConfig { continuous_actions: true, n_agents: 2, ..Default::default() });
+        let mut spec = config.build().unwrap().spec().clone();
+        let malicious = |agent: &str| {
+            PerturbationConfig::MaliciousAction(MaliciousActionConfig { agents: vec![agent.to_string()], ..Default::default() })
+        };
+        assert_eq!(malicious("agent_1").validate(&spec), Ok(()));
+        spec.agents[1].action = Space::unbounded(1);
+        let message = malicious("agent_1").validate(&spec).unwrap_err().to_string();
+        assert!(message.contains("`agents`") && message.contains("`agent_1`"), "{message}");
+        assert_eq!(malicious("agent_0").validate(&spec), Ok(()));
+    }
+
+    #[test]
+    fn noise_opens_the_observation_box_and_nothing_else() {
+        let pendulum = || EnvConfig::Pendulum(Default::default()).build().unwrap();
+        let malicious = PerturbationConfig::MaliciousAction(MaliciousActionConfig::default());
+        let bounded = Perturbed::new(pendulum(), &[malicious]).unwrap();
+        assert_eq!(bounded.spec(), pendulum().spec());
+        for magnitude in [0.0, 0.1] {
+            let noisy = Perturbed::new(pendulum(), &[noise(NoiseLaw::Gaussian, magnitude, vec![])]).unwrap();
+            assert_eq!(noisy.spec().agents[0].observation, Space::unbounded(3));
+            assert_eq!(noisy.spec().agents[0].action, pendulum().spec().agents[0].action);
+        }
     }
 }

@@ -1,6 +1,11 @@
 //! The arrays between the engine and a learner.
+//!
+//! A batch keeps its memory from one collection to the next. After warm-up, once it has held as many steps and as many
+//! ends of episodes as it will again, filling it asks for no heap memory. Where only the time limit ends episodes the
+//! first collection is enough; where tasks terminate early, room for their ends grows with the most that one collection
+//! has seen.
 
-use crate::{Actions, EnvSpec};
+use crate::EnvSpec;
 
 /// Experience of `n_steps` steps in `n_slots` environments, as plain arrays in the order `[time, slot, agent, feature]`.
 ///
@@ -66,7 +71,8 @@ impl RolloutBatch {
         self.ends.clear();
         self.final_observations.clear();
         self.final_states.clear();
-        // One end per slot and horizon is the usual most; room for it now means none is asked for later.
+        // Room for the ends that the time limit makes. Early terminations can be more: then the arrays grow while the
+        // batch is filled, and keep that room.
         let ends = n_slots * (n_steps / spec.horizon + 1);
         self.ends.reserve(ends);
         self.final_observations.reserve(ends * self.n_agents * self.observation_width);
@@ -81,15 +87,5 @@ impl RolloutBatch {
     /// Values of all states at one time.
     pub fn state_row(&self) -> usize {
         self.n_slots * self.state_dim
-    }
-
-    /// Number of (time, slot, agent) samples.
-    pub fn n_samples(&self) -> usize {
-        self.n_steps * self.n_slots * self.n_agents
-    }
-
-    /// All actions.
-    pub fn actions(&self) -> Actions<'_> {
-        if self.action_width == 0 { Actions::Discrete(&self.discrete_actions) } else { Actions::Continuous(&self.continuous_actions) }
     }
 }

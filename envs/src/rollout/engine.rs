@@ -35,7 +35,8 @@ impl RolloutEngine {
     /// Starts the first episode in every slot.
     ///
     /// # Errors
-    /// [`EnvError::Config`] if the global state is asked for and the environment has none.
+    /// [`EnvError::Config`] if the global state is asked for and the environment has none; [`EnvError::NonFinite`] if a
+    /// first observation or state is not finite.
     pub fn new(mut envs: VectorEnv, policy_seeds: SeedTree, options: RolloutOptions) -> Result<Self> {
         let spec = envs.spec();
         if options.with_state && spec.state_dim == 0 {
@@ -52,7 +53,9 @@ impl RolloutEngine {
         let episodes = EpisodeLog::new(spec.n_agents(), spec.episode_metrics.len());
         envs.reset(&mut observations, &mut states);
         let rngs = (0..n as u64).map(|i| policy_seeds.index(i).rng()).collect();
-        Ok(Self { envs, options, policy_seeds, rngs, observations, states, episodes, scratch: RolloutBatch::default() })
+        let engine = Self { envs, options, policy_seeds, rngs, observations, states, episodes, scratch: RolloutBatch::default() };
+        engine.require_finite_start()?;
+        Ok(engine)
     }
 
     /// The facts of the environments.
@@ -98,7 +101,7 @@ impl RolloutEngine {
     /// # Errors
     /// As [`RolloutEngine::collect`].
     pub fn evaluate(&mut self, policy: &mut dyn Policy, n_episodes: usize, mode: ActMode) -> Result<EpisodeLog> {
-        self.restart(policy);
+        self.restart(policy)?;
         let mut batch = std::mem::take(&mut self.scratch);
         let mut finished = EpisodeLog::new(self.spec().n_agents(), self.spec().episode_metrics.len());
         while finished.len() < n_episodes {
@@ -108,16 +111,24 @@ impl RolloutEngine {
             }
         }
         self.scratch = batch;
-        self.restart(policy);
+        self.restart(policy)?;
         Ok(finished.sorted())
     }
 
-    fn restart(&mut self, policy: &mut dyn Policy) {
+    fn restart(&mut self, policy: &mut dyn Policy) -> Result<()> {
         self.envs.reset(&mut self.observations, &mut self.states);
         for slot in 0..self.n_slots() {
             policy.reset(slot);
             self.rngs[slot] = self.policy_seeds.index(slot as u64).rng();
         }
+        self.require_finite_start()
+    }
+
+    /// Checks the first observations and states of fresh episodes.
+    fn require_finite_start(&self) -> Result<()> {
+        let (name, slots) = (&self.spec().name, self.n_slots());
+        require_finite(name, "first observation", &self.observations, 0, 0, self.observations.len() / slots)?;
+        require_finite(name, "first state", &self.states, 0, 0, self.states.len() / slots)
     }
 
     fn advance(&mut self, policy: &mut dyn Policy, mode: ActMode, batch: &mut RolloutBatch, time: usize) -> Result<()> {
@@ -149,10 +160,10 @@ impl RolloutEngine {
             },
         )?;
         let name = &self.envs.spec().name;
-        require_finite(name, "observation", next, time, agents * width)?;
-        require_finite(name, "state", next_states, time, batch.state_dim)?;
-        require_finite(name, "reward", rewards, time, agents)?;
-        require_finite(name, "log-probability", log_probs, time, agents)?;
+        require_finite(name, "observation", next, time, 0, agents * width)?;
+        require_finite(name, "state", next_states, time, 0, batch.state_dim)?;
+        require_finite(name, "reward", rewards, time, 0, agents)?;
+        require_finite(name, "log-probability", log_probs, time, 0, agents)?;
         if let Some(reward_fn) = &self.options.reward_fn {
             for slot in 0..slots {
                 let after =
@@ -174,17 +185,19 @@ impl RolloutEngine {
                     })?;
                 }
             }
-            require_finite(name, "learned reward", rewards, time, agents)?;
+            require_finite(name, "learned reward", rewards, time, 0, agents)?;
         }
         for slot in 0..slots {
             if let Some(stats) = self.envs.ended(slot) {
                 self.episodes.push(&stats);
                 batch.ends.push((time, slot));
                 let finals = self.envs.final_observations(slot);
-                require_finite(name, "final observation", finals, time, agents * width)?;
+                require_finite(name, "final observation", finals, time, slot, agents * width)?;
                 batch.final_observations.extend_from_slice(finals);
                 if batch.state_dim > 0 {
-                    batch.final_states.extend_from_slice(self.envs.final_state(slot));
+                    let state = self.envs.final_state(slot);
+                    require_finite(name, "final state", state, time, slot, batch.state_dim)?;
+                    batch.final_states.extend_from_slice(state);
                 }
                 policy.reset(slot);
                 self.rngs[slot] = self.policy_seeds.index(self.envs.episode_number(slot)).rng();
@@ -217,7 +230,8 @@ impl RolloutEngine {
     }
 }
 
-fn require_finite(env: &str, tensor: &'static str, values: &[f32], step: usize, per_slot: usize) -> Result<()> {
+/// Checks `values`, `per_slot` of them for each slot from `first_slot` on.
+fn require_finite(env: &str, tensor: &'static str, values: &[f32], step: usize, first_slot: usize, per_slot: usize) -> Result<()> {
     // No early exit: the loop is then one vector instruction per eight values.
     if values.iter().fold(true, |finite, v| finite & v.is_finite()) {
         return Ok(());
@@ -228,7 +242,7 @@ fn require_finite(env: &str, tensor: &'static str, values: &[f32], step: usize, 
         tensor,
         value: values[position],
         step,
-        slot: position / per_slot.max(1),
+        slot: first_slot + position / per_slot.max(1),
         position: position % per_slot.max(1),
     })
 }

@@ -265,6 +265,8 @@ fn step_range(slots: &mut [Slot], first: usize, seeds: SeedTree, layout: Layout,
         let rewards = &mut out.rewards[i * layout.agents..(i + 1) * layout.agents];
         let mut step = StepOut { observations, rewards, terminated: false, truncated: false };
         slot.ended = false;
+        // An earlier step reports one slot's error only; those of later slots must not outlive it.
+        slot.error = None;
         let stepped = match actions.slot(i, layout.action) {
             Actions::Discrete(a) => slot.env.step(Actions::Discrete(a), &mut step),
             Actions::Continuous(a) => {
