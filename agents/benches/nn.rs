@@ -2,8 +2,9 @@
 //! instructions of this processor, beside the arithmetic floor measured with the same kernel in the same run.
 //!
 //! `cargo bench -p steadfast-agents --bench nn`. Pin the process (`taskset -c 0`) for steady figures. Each figure is the
-//! median of 41 chunks of at least 2 ms,
-//! with the fastest chunk beside it: on a shared machine only that one measures the code. Floor and ratio are of fastest chunks. A plain harness instead of criterion, because the floor belongs in the same table.
+//! median of 41 chunks of at least 2 ms, with the fastest chunk beside it: on a shared machine only that one measures the
+//! code. Floor and ratio are of fastest chunks. A plain harness instead of criterion, because the floor belongs in the
+//! same table. With `--json` the medians of the best instruction set are printed for `benches/peers/compare.py`.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::hint::black_box;
@@ -69,10 +70,22 @@ fn train_flop(output: usize) -> f64 {
 struct Table {
     isa: Isa,
     peak: f64,
+    json: bool,
 }
 
 impl Table {
     fn row(&self, name: &str, batch: usize, [median, fastest]: [f64; 2], flop_per_sample: f64) {
+        if self.json {
+            let case = match name {
+                "forward" => "mlp_forward",
+                "train" => "mlp_train",
+                "forward + input gradient" => "mlp_input_gradient",
+                "PPO step" => "ppo_step",
+                _ => return,
+            };
+            println!("{{\"peer\": \"steadfast\", \"case\": \"{case}_b{batch}\", \"value\": {:.4}, \"unit\": \"us\"}}", median * 1e6);
+            return;
+        }
         let per_sample = fastest * 1e9 / batch as f64;
         let floor = flop_per_sample / self.peak * 1e9;
         println!(
@@ -148,10 +161,14 @@ impl Ppo {
 fn main() {
     // `cargo test --benches` runs this once, to see that it works.
     let is_full = std::env::args().any(|a| a == "--bench");
-    println!(
+    let json = std::env::args().any(|a| a == "--json");
+    let heading = format!(
         "{:>9} {:<28} {:>6} {:>10} {:>10} {:>10} {:>10} {:>7}",
         "isa", "what", "batch", "median us", "fastest us", "ns/sample", "floor ns", "ratio"
     );
+    if !json {
+        println!("{heading}");
+    }
     // A word among the arguments, such as `avx2`, chooses one set.
     let wanted = |isa: Isa| {
         let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -167,17 +184,19 @@ fn main() {
         let (x, mut out) = (noise(48 * 64, &mut rng), vec![0.0; 48 * 64]);
         let mut work = Workspace::default();
         let seconds = measure(is_full, || square.forward(black_box(&x), 48, &mut out, &mut work));
-        let table = Table { isa, peak: 2.0 * 48.0 * 64.0 * 64.0 / seconds[1] };
-        println!("{:>9} kernel peak {:.1} GFLOP/s", format!("{isa:?}"), table.peak / 1e9);
+        let table = Table { isa, peak: 2.0 * 48.0 * 64.0 * 64.0 / seconds[1], json };
+        if !json {
+            println!("{:>9} kernel peak {:.1} GFLOP/s", format!("{isa:?}"), table.peak / 1e9);
+        }
 
         let mut actor = net(ACTIONS, &mut rng);
         let forward_flop = 2.0 * products(ACTIONS);
-        for rows in [1, 256, 2048] {
+        for rows in [1, 16, 64, 256, 2048] {
             let (x, mut out) = (noise(rows * INPUT, &mut rng), vec![0.0; rows * ACTIONS]);
             let seconds = measure(is_full, || actor.forward(black_box(&x), rows, &mut out, &mut work));
             table.row("forward", rows, seconds, forward_flop);
         }
-        for rows in [64, 256, 2048] {
+        for rows in [1, 16, 64, 256, 2048] {
             let (x, mut trace) = (noise(rows * INPUT, &mut rng), Trace::default());
             let mut d_out = vec![0.0; rows * ACTIONS];
             let mut gradient = vec![0.0; actor.n_parameters()];
@@ -222,5 +241,9 @@ fn main() {
         let seconds = measure(is_full, || adam.step(actor.parameters_mut(), black_box(&gradient), 0.0, 1.0));
         table.row("Adam", 1, seconds, f64::NAN);
         set_isa(None);
+        if json {
+            // The first set that exists is the one that training uses.
+            break;
+        }
     }
 }
