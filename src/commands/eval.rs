@@ -89,7 +89,8 @@ fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
     found.ok_or_else(|| match passed_over.into_iter().next() {
         Some((step, error)) => {
             let message = format!("no usable checkpoint in {}, the newest is of step {step}", run.path().display());
-            Failure::caused_with_help(message, error, resume)
+            let help = error.remedy().map_or(resume, str::to_string);
+            Failure::caused_with_help(message, error, help)
         }
         None => Failure::run_with_help(format!("no checkpoint in {}", run.path().display()), resume),
     })

@@ -21,10 +21,11 @@ pub struct Misfit {
 
 impl Misfit {
     fn new(path: &str, expected: &str, got: impl std::fmt::Display) -> Self {
-        Self {
-            path: path.split('.').map(str::to_string).collect(),
-            problem: Problem::new(format!("`{path}` must be {expected}, got {got}"), format!("must be {expected}")),
-        }
+        Self::at(path, Problem::new(format!("`{path}` must be {expected}, got {got}"), format!("must be {expected}")))
+    }
+
+    fn at(path: &str, problem: Problem) -> Self {
+        Self { path: path.split('.').map(str::to_string).collect(), problem }
     }
 
     fn from_env(path: &str, error: &EnvError) -> Self {
@@ -43,7 +44,7 @@ impl Misfit {
     }
 
     fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
-        Self { path: path.split('.').map(str::to_string).collect(), problem: Problem::new(format!("`{path}`: {error}"), "does not fit") }
+        Self::at(path, Problem::new(format!("`{path}`: {error}"), "does not fit"))
     }
 }
 
@@ -111,15 +112,20 @@ fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
     // In floating point, which cannot overflow here.
     let (slots, agents) = (c.slots as f64, spec.n_agents() as f64);
     let (observation, state) = (spec.observation_width() as f64, spec.state_dim as f64);
-    let sizes = format!("{} slots (`slots`) of {} agents", c.slots, spec.n_agents());
     let samples = slots * agents * ppo.rollout_steps as f64;
     // Observations and states as seen and as normalised, and about 16 numbers per sample besides the action.
     let per_slot_step = 2.0 * (agents * observation + state) + agents * (16.0 + spec.action_width() as f64);
     let bytes = 4.0 * per_slot_step * slots * (ppo.rollout_steps as f64 + 1.0);
     if samples > MAX_SAMPLES || bytes > MAX_BYTES {
-        let expected = format!("small enough for rollouts of at most 2^31 samples and 64 GiB with {sizes}");
-        let got = format!("{}, which makes {samples:.2e} samples and {:.1} GiB", ppo.rollout_steps, bytes / GIB);
-        return Err(Misfit::new("agent.ppo.rollout_steps", &expected, got));
+        let problem = Problem::new(
+            format!("rollouts would not fit into memory: {samples:.2e} samples, about {:.1} GiB", bytes / GIB),
+            "too many steps",
+        );
+        let agents = spec.n_agents();
+        return Err(Misfit::at("agent.ppo.rollout_steps", problem.help(format!(
+            "`agent.ppo.rollout_steps` = {}, `slots` = {} and {agents} agents are multiplied; at most 2^31 samples and 64 GiB are allowed",
+            ppo.rollout_steps, c.slots
+        ))));
     }
     for (field, inputs, widths) in
         [("policy_hidden", observation, &ppo.policy_hidden), ("critic_hidden", observation.max(state), &ppo.critic_hidden)]
@@ -139,8 +145,11 @@ fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
         };
         let bytes = 4.0 * 5.0 * groups * parameters;
         if bytes > MAX_BYTES {
-            let expected = format!("small enough for networks of at most 64 GiB with {} agents", spec.n_agents());
-            return Err(Misfit::new(&format!("agent.ppo.{field}"), &expected, format!("{widths:?}, which makes {:.1} GiB", bytes / GIB)));
+            let problem = Problem::new(
+                format!("networks with `{field}` = {widths:?} would not fit into memory: about {:.1} GiB", bytes / GIB),
+                "too wide",
+            );
+            return Err(Misfit::at(&format!("agent.ppo.{field}"), problem.help("at most 64 GiB are allowed")));
         }
     }
     Ok(())
@@ -184,7 +193,7 @@ mod tests {
             let misfit = validate(&config).unwrap_err();
             assert_eq!(misfit.path.join("."), path);
         }
-        assert!(validate(&with(65_536, 100_000, &[64])).unwrap_err().problem.message.contains("`slots`"));
+        assert!(validate(&with(65_536, 100_000, &[64])).unwrap_err().problem.help.unwrap().contains("`slots` = 65536"));
     }
 
     #[test]

@@ -30,7 +30,20 @@ pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Res
     if !resume {
         run.initialise(config)?;
     }
-    let manifest = Manifest::new(config, pool.current_num_threads());
+    pool.install(|| {
+        let mut training = if resume { Training::resumed(run, config)? } else { Training::new(run, config)? };
+        note_start(run, Manifest::new(config, rayon::current_num_threads()), resume)?;
+        if !training.has_checkpoint {
+            training.evaluate()?;
+            training.save()?;
+        }
+        training.run()?;
+        training.finish()
+    })
+}
+
+/// Writes down which program works on the run, and says how to go on should it be stopped.
+fn note_start(run: &RunDirectory, manifest: Manifest, resume: bool) -> Result<()> {
     match Manifest::read(run) {
         Some(mut earlier) if resume => {
             let differences = earlier.resume(&manifest);
@@ -43,15 +56,7 @@ pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Res
         _ => manifest.write(run)?,
     }
     info!("continue a stopped run with: steadfast train --resume {}", run.path().display());
-    pool.install(|| {
-        let mut training = if resume { Training::resumed(run, config)? } else { Training::new(run, config)? };
-        if !training.has_checkpoint {
-            training.evaluate()?;
-            training.save()?;
-        }
-        training.run()?;
-        training.finish()
-    })
+    Ok(())
 }
 
 struct Training<'a> {
@@ -99,14 +104,10 @@ impl<'a> Training<'a> {
         }
         let Some(found) = found else {
             if let Some((step, error)) = passed_over.into_iter().next() {
-                return Err(Failure::caused_with_help(
-                    format!("no checkpoint in {} can be continued, the newest is of step {step}", run.path().display()),
-                    error,
-                    format!(
-                        "restore the files from a copy, or start again with `steadfast train {} --output DIR`",
-                        run.file("config.toml").display()
-                    ),
-                ));
+                let message = format!("no checkpoint in {} can be continued, the newest is of step {step}", run.path().display());
+                let remedy = error.remedy().unwrap_or("restore the files from a copy");
+                let again = format!("start again with `steadfast train {} --output DIR`", run.file("config.toml").display());
+                return Err(Failure::caused_with_help(message, error, format!("{remedy}, or {again}")));
             }
             // The run was stopped before its first checkpoint, so the beginning is its newest state.
             for name in [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES] {

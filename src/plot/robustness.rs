@@ -1,6 +1,6 @@
 //! Return against the strength of a perturbation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use steadfast_envs::ActMode;
 
@@ -28,6 +28,12 @@ pub fn panels(runs: &[RunData], metric: &str) -> Result<Vec<Panel>> {
         ));
     };
     let groups = groups(runs);
+    for Group { label, members } in &groups {
+        let steps: BTreeSet<u64> = members.iter().filter_map(|run| newest_rows(run).next()).map(|r| r.step).collect();
+        if steps.len() > 1 {
+            tracing::warn!("runs of {label} were evaluated after different numbers of steps: {steps:?}");
+        }
+    }
     let counted = || groups.iter().flat_map(|g| &g.members).flat_map(|run| newest_rows(run));
     let mut axes: Vec<(&str, &str)> = Vec::new();
     for row in counted() {
@@ -64,7 +70,7 @@ pub fn panels(runs: &[RunData], metric: &str) -> Result<Vec<Panel>> {
         };
         Panel {
             title: format!("Robustness: {}", environments(runs)),
-            note: if others.is_empty() { note.to_string() } else { shortened(&format!("{others}; {note}"), 110) },
+            note: if others.is_empty() { note.to_string() } else { shortened(&format!("{others}; {note}"), 130) },
             x_label: shortened(&x_label, 85),
             y_label: column.label.clone(),
             series,

@@ -52,7 +52,8 @@ impl RunData {
         })
     }
 
-    /// Reads run directories that are to share a picture. A directory that is named twice counts once.
+    /// Reads run directories that are to share a picture. A directory that is named twice counts once, and of several
+    /// runs of one experiment with one seed the newest counts.
     ///
     /// # Errors
     /// As [`RunData::read`]; [`Failure::Usage`] if the runs are of different environments.
@@ -78,7 +79,7 @@ impl RunData {
                 "draw one picture per environment",
             ));
         }
-        Ok(runs)
+        Ok(newest_of_each_seed(runs))
     }
 }
 
@@ -91,28 +92,37 @@ pub struct Group<'a> {
     pub members: Vec<&'a RunData>,
 }
 
-/// Groups of runs with one name and equal settings, in the order of their first run. Of several runs with one seed the
-/// newest counts.
+fn newest_of_each_seed(runs: Vec<RunData>) -> Vec<RunData> {
+    let mut kept: Vec<RunData> = Vec::new();
+    for run in runs {
+        let is_same = |other: &RunData| {
+            let identity = |r: &RunData| (r.config.name.clone(), r.config.seed, settings(&r.config));
+            identity(other) == identity(&run)
+        };
+        match kept.iter().position(is_same) {
+            None => kept.push(run),
+            Some(i) => {
+                let is_newer = run.started >= kept[i].started;
+                let (newer, older) = if is_newer { (&run, &kept[i]) } else { (&kept[i], &run) };
+                let (newer, older) = (newer.path.display(), older.path.display());
+                warn!("{older} and {newer} have the same seed, only the newer counts: {newer}");
+                if is_newer {
+                    kept[i] = run;
+                }
+            }
+        }
+    }
+    kept
+}
+
+/// Groups of runs with one name and equal settings, in the order of their first run.
 pub fn groups(runs: &[RunData]) -> Vec<Group<'_>> {
     let mut found: Vec<(&str, Table, Vec<&RunData>)> = Vec::new();
     for run in runs {
         let settings = settings(&run.config);
-        let Some((.., members)) = found.iter_mut().find(|(name, s, _)| *name == run.config.name && *s == settings) else {
-            found.push((&run.config.name, settings, vec![run]));
-            continue;
-        };
-        match members.iter_mut().find(|m| m.config.seed == run.config.seed) {
-            None => members.push(run),
-            Some(member) => {
-                let (newer, older) = if run.started >= member.started { (run, *member) } else { (*member, run) };
-                warn!(
-                    "{} and {} have the same seed, only the newer counts: {}",
-                    older.path.display(),
-                    newer.path.display(),
-                    newer.path.display()
-                );
-                *member = newer;
-            }
+        match found.iter_mut().find(|(name, s, _)| *name == run.config.name && *s == settings) {
+            Some((.., members)) => members.push(run),
+            None => found.push((&run.config.name, settings, vec![run])),
         }
     }
     let labels: Vec<String> = found
@@ -182,8 +192,11 @@ pub struct Column {
     pub label: String,
     /// True if there is an interval over episodes.
     pub has_interval: bool,
-    value: Box<dyn Fn(&EvalRow) -> Option<(f64, f64)>>,
+    value: Box<Reader>,
 }
+
+/// Value and half width in a row.
+type Reader = dyn Fn(&EvalRow) -> Option<(f64, f64)>;
 
 impl Column {
     /// The column called `name`: a fixed one, or `metric_NAME` if a run has it.
@@ -263,12 +276,13 @@ mod tests {
 
     #[test]
     fn of_equal_seeds_the_newest_counts() {
-        let mut runs = [example("a", 0), example("a", 0), example("a", 0)];
+        let mut runs = vec![example("a", 0), example("a", 0), example("a", 0), example("a", 1), example("b", 0)];
         runs[1].started.0 = 20;
         runs[2].started.0 = 10;
         runs[2].config.threads = 3;
-        let found = groups(&runs);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].members.iter().map(|r| r.started.0).collect::<Vec<_>>(), [20]);
+        let kept = newest_of_each_seed(runs);
+        let found: Vec<_> = kept.iter().map(|r| (r.config.name.as_str(), r.config.seed, r.started.0)).collect();
+        assert_eq!(found, [("a", 0, 20), ("a", 1, 0), ("b", 0, 0)]);
+        assert_eq!(groups(&kept).len(), 2);
     }
 }

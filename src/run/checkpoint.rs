@@ -107,6 +107,16 @@ pub enum CheckpointError {
     },
 }
 
+impl CheckpointError {
+    /// What helps against this error in particular.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Version { .. } => Some("use the version of steadfast that wrote it"),
+            _ => None,
+        }
+    }
+}
+
 /// Directory name of a checkpoint.
 pub fn name(step: u64) -> String {
     format!("step-{step:012}")

@@ -17,8 +17,8 @@ fn run_with_kills(place: &Place, run: &str, changes: &[&str], whole: Duration, m
         if tries < kills {
             tries += 1;
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // Up to 1.6 times an equal share of the run, so that the mean leaves work for the last kill.
-            let share = 1.6 * whole.as_secs_f64() / (kills + 1) as f64;
+            // Up to an equal share of the run, so that there is work left for the last kill even if starts become faster.
+            let share = whole.as_secs_f64() / (kills + 1) as f64;
             std::thread::sleep(Duration::from_secs_f64(share * ((seed >> 33) as f64 / (1_u64 << 31) as f64)));
             // SIGKILL: the process gets no chance to put anything in order.
             child.kill().unwrap();
