@@ -48,7 +48,7 @@ Examples:
   steadfast train                                        the default recipe
   steadfast train cartpole-ppo                           a recipe by name
   steadfast train my.toml seed=7 agent.ppo.learning_rate=1e-3
-  steadfast train spread-mappo regularizer=lipschitz     choices by name
+  steadfast train spread-mappo regularizer=lipschitz name=spread-mappo-ernie
   steadfast train spread-ernie --seeds 0,1,2,3,4         five runs, one after the other
   steadfast train --resume runs/spread-ernie-seed0       continue a run that was stopped
 
@@ -65,8 +65,13 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "seeds")]
     pub output: Option<PathBuf>,
     /// Train once per seed
-    #[arg(long, value_name = "SEED,...", value_delimiter = ',')]
+    #[arg(long, value_name = "SEED,...", value_delimiter = ',', value_parser = seed)]
     pub seeds: Vec<u64>,
+}
+
+/// One of several seeds.
+fn seed(text: &str) -> Result<u64, String> {
+    text.trim().parse().map_err(|_| "seeds are comma-separated numbers, as in 1,2,3".to_string())
 }
 
 /// Arguments of `eval`.
@@ -86,13 +91,13 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub episodes: Option<usize>,
     /// Add noise of this magnitude to what agents observe
-    #[arg(long, value_name = "MAGNITUDE")]
+    #[arg(long, value_name = "MAGNITUDE", allow_negative_numbers = true)]
     pub observation_noise: Option<f64>,
     /// Law of that noise
     #[arg(long, value_enum, value_name = "LAW", requires = "observation_noise")]
     pub noise_law: Option<Law>,
     /// Replace actions by random ones with this probability
-    #[arg(long, value_name = "PROBABILITY")]
+    #[arg(long, value_name = "PROBABILITY", allow_negative_numbers = true)]
     pub malicious_action: Option<f64>,
     /// Names or groups of the agents that are perturbed; all if not given
     #[arg(long, value_name = "AGENT,...", value_delimiter = ',')]
@@ -133,11 +138,11 @@ pub enum Mode {
 #[command(after_help = "\
 Examples:
   steadfast plot runs/spread-ernie-seed0                      both pictures into runs/spread-ernie-seed0/plots
-  steadfast plot runs/spread-* -o curves.png                  learning curves, runs of one name averaged
+  steadfast plot runs/spread-* -o curves.png                  learning curves, averaged over seeds
   steadfast plot runs/spread-* --kind robustness -o noise.svg
   steadfast plot RUN --metric train/policy_loss -o loss.svg")]
 pub struct PlotArgs {
-    /// Run directories
+    /// Run directories; runs that differ in their seeds only are averaged
     #[arg(required = true, value_name = "RUN")]
     pub runs: Vec<PathBuf>,
     /// Picture to write, .svg or .png; into plots/ of the first run if not given
@@ -146,8 +151,8 @@ pub struct PlotArgs {
     /// What to draw; everything there is data for if neither this nor --output is given, else the learning curve
     #[arg(long, value_enum, value_name = "KIND")]
     pub kind: Option<PlotKind>,
-    /// return_agent_mean, return_team_sum, length, terminated, or a name from metrics.jsonl
-    #[arg(long, default_value = "return_agent_mean", value_name = "NAME")]
+    /// return_agent_mean, return_team_sum, length, terminated, a column metric_NAME of eval.csv, or a name from metrics.jsonl
+    #[arg(long, default_value = crate::commands::DEFAULT_METRIC, value_name = "NAME")]
     pub metric: String,
 }
 

@@ -40,6 +40,15 @@ impl Failure {
         Self::Run(Message { message: message.into(), help: None, cause: Some(Box::new(cause)) }.into())
     }
 
+    /// A failed run, with its cause and advice.
+    pub fn caused_with_help(
+        message: impl Into<String>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+        help: impl Into<String>,
+    ) -> Self {
+        Self::Run(Message { message: message.into(), help: Some(help.into()), cause: Some(Box::new(cause)) }.into())
+    }
+
     /// A failed file operation: `action` is a verb, as in "write".
     pub fn file(action: &str, path: &Path, cause: std::io::Error) -> Self {
         Self::caused(format!("cannot {action} {}", path.display()), cause)

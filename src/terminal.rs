@@ -63,6 +63,11 @@ impl Write for AroundBars {
     }
 }
 
+/// Rounded to what is worth reading in a log line; files keep every digit.
+pub fn short(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
 /// How far a run is: a bar on a terminal, a line now and then elsewhere.
 #[derive(Debug)]
 pub struct ProgressLine {
@@ -80,11 +85,14 @@ impl ProgressLine {
     pub fn new(total: u64, step: u64) -> Self {
         let bar = is_interactive().then(|| {
             let bar = bars().add(indicatif::ProgressBar::new(total));
-            let template = "{wide_bar} {human_pos}/{human_len} steps  {per_sec}  {eta} left  {msg}";
+            let template = "{wide_bar} {human_pos}/{human_len} steps  {pace}  {msg}";
             let style = indicatif::ProgressStyle::with_template(template).expect("the template is valid");
-            bar.set_style(style.with_key("per_sec", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
-                // A formatting error can only come from the receiver, which is a string.
-                let _ = write!(out, "{:.0} steps/s", state.per_sec());
+            bar.set_style(style.with_key("pace", |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+                // Before the first update there is nothing to say.
+                if state.per_sec() >= 0.5 {
+                    // A formatting error can only come from the receiver, which is a string.
+                    let _ = write!(out, "{:.0} steps/s  {:#} left", state.per_sec(), indicatif::HumanDuration(state.eta()));
+                }
             }));
             bar.set_position(step);
             bar.reset_eta();
@@ -98,22 +106,23 @@ impl ProgressLine {
     pub fn show(&mut self, step: u64, return_agent_mean: Option<f64>) {
         match &self.bar {
             Some(bar) => {
-                bar.set_position(step.min(self.total));
+                // The message first: moving the bar draws it.
                 if let Some(value) = return_agent_mean {
-                    bar.set_message(format!("return {value:.2}"));
+                    bar.set_message(format!("return (agent mean) {value:.2}"));
                 }
+                bar.set_position(step.min(self.total));
             }
             None if self.last_line.elapsed().as_secs() >= LINE_SECONDS => {
                 self.last_line = std::time::Instant::now();
                 let rate = (step - self.begin.1) as f64 / self.begin.0.elapsed().as_secs_f64();
                 let seconds_left = self.total.saturating_sub(step) as f64 / rate.max(1e-9);
-                let return_agent_mean = return_agent_mean.unwrap_or(f64::NAN);
                 tracing::info!(
                     step,
                     total = self.total,
-                    return_agent_mean,
-                    steps_per_second = rate.round(),
-                    seconds_left = seconds_left.round(),
+                    // Left out before the first episode has finished.
+                    return_agent_mean = return_agent_mean.map(short),
+                    steps_per_second = rate.round() as u64,
+                    seconds_left = seconds_left.round() as u64,
                     "training"
                 );
             }

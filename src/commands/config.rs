@@ -10,13 +10,13 @@ pub fn run(command: &ConfigCommand) -> Result<()> {
     match command {
         ConfigCommand::Defaults => print(&render::defaults()),
         ConfigCommand::Check { arguments } => {
-            let (name, overrides) = split_arguments(arguments);
-            load::named(name, overrides)?;
+            let (name, overrides) = split_arguments(arguments)?;
+            load::named(name, &overrides)?;
             print(&format!("{name}: ok\n"))
         }
         ConfigCommand::Show { arguments } => {
-            let (name, overrides) = split_arguments(arguments);
-            print(&render::resolved(&load::named(name, overrides)?.config))
+            let (name, overrides) = split_arguments(arguments)?;
+            print(&render::resolved(&load::named(name, &overrides)?.config))
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::run::results::{ResultsLog, Source};
 pub fn run(arguments: &EvalArgs) -> Result<()> {
     let run = RunDirectory::open(&arguments.run)?;
     let mut config = run.config()?;
-    let perturbations = perturbations(arguments)?;
+    let (perturbations, flags): (Vec<_>, Vec<_>) = perturbations(arguments)?.into_iter().unzip();
     if let Some(episodes) = arguments.episodes {
         config.eval.episodes = episodes;
     }
@@ -28,8 +28,9 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
     let mut checked = config.clone();
     checked.perturb = perturbations.clone();
     validate::validate(&checked).map_err(|misfit| {
-        let problem = misfit.problem;
-        Failure::usage(problem.message, problem.help.unwrap_or_else(|| "see `steadfast eval --help`".to_string()))
+        let path = misfit.path.join(".");
+        let message = misfit.problem.message.replace(&format!("`{path}`"), &format!("`{}`", flag_of(&misfit.path, &flags)));
+        Failure::usage(message, misfit.problem.help.unwrap_or_else(|| "see `steadfast eval --help`".to_string()))
     })?;
     let mode = match arguments.mode {
         Some(Mode::Greedy) => ActMode::Greedy,
@@ -52,6 +53,22 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
     print(&results_table(&[row]))
 }
 
+/// The flag that set the value at `path`; `flags` says which flag gave which perturbation.
+fn flag_of(path: &[String], flags: &[&'static str]) -> String {
+    let words: Vec<&str> = path.iter().map(String::as_str).collect();
+    let flag = |i: &str| i.parse().ok().and_then(|i: usize| flags.get(i).copied());
+    match words.as_slice() {
+        ["eval", "episodes"] => "--episodes".to_string(),
+        ["perturb", i, _, field] => match flag(i) {
+            Some("--perturb") => format!("{field}` in `--perturb"),
+            Some(_) if *field == "agents" => "--agents".to_string(),
+            Some(flag) => flag.to_string(),
+            None => path.join("."),
+        },
+        _ => path.join("."),
+    }
+}
+
 /// The checkpoint of a step, or the newest complete one.
 fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
     let directory = run.checkpoints();
@@ -68,15 +85,19 @@ fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
     for (step, error) in &passed_over {
         tracing::warn!("checkpoint of step {step} cannot be used: {error}");
     }
+    let resume = format!("continue with `steadfast train --resume {}`", run.path().display());
     found.ok_or_else(|| match passed_over.into_iter().next() {
         Some((step, error)) => {
-            Failure::caused(format!("no complete checkpoint in {}, the newest is of step {step}", run.path().display()), error)
+            let message = format!("no usable checkpoint in {}, the newest is of step {step}", run.path().display());
+            let help = error.remedy().map_or(resume, str::to_string);
+            Failure::caused_with_help(message, error, help)
         }
-        None => Failure::run_with_help(format!("no checkpoint in {}", run.path().display()), "train it first"),
+        None => Failure::run_with_help(format!("no checkpoint in {}", run.path().display()), resume),
     })
 }
 
-fn perturbations(arguments: &EvalArgs) -> Result<Vec<PerturbationConfig>> {
+/// The perturbations, each with the flag that asked for it.
+fn perturbations(arguments: &EvalArgs) -> Result<Vec<(PerturbationConfig, &'static str)>> {
     let agents = &arguments.agents;
     let mut found = Vec::new();
     if let Some(magnitude) = arguments.observation_noise {
@@ -86,17 +107,17 @@ fn perturbations(arguments: &EvalArgs) -> Result<Vec<PerturbationConfig>> {
             Some(Law::Sign) => NoiseLaw::Sign,
         };
         let config = ObservationNoiseConfig { magnitude, law, agents: agents.clone(), ..Default::default() };
-        found.push(PerturbationConfig::ObservationNoise(config));
+        found.push((PerturbationConfig::ObservationNoise(config), "--observation-noise"));
     }
     if let Some(probability) = arguments.malicious_action {
         let config = MaliciousActionConfig { probability, agents: agents.clone(), ..Default::default() };
-        found.push(PerturbationConfig::MaliciousAction(config));
+        found.push((PerturbationConfig::MaliciousAction(config), "--malicious-action"));
     }
     if found.is_empty() && !agents.is_empty() {
         return Err(Failure::usage("--agents says who is perturbed, but not how", "add --observation-noise or --malicious-action"));
     }
     for text in &arguments.perturb {
-        found.push(inline(text)?);
+        found.push((inline(text)?, "--perturb"));
     }
     Ok(found)
 }

@@ -7,6 +7,8 @@ mod plot;
 mod recipe;
 mod train;
 
+pub use plot::DEFAULT_METRIC;
+
 use std::io::{ErrorKind, Write as _};
 
 use crate::cli::{Cli, Command, TrainArgs};
@@ -37,11 +39,18 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Splits `RECIPE|FILE key=value ...`: the first argument is a name unless it is a change.
-fn split_arguments(arguments: &[String]) -> (&str, &[String]) {
-    match arguments.split_first() {
-        Some((first, rest)) if !first.contains('=') || std::path::Path::new(first).is_file() => (first, rest),
-        _ => (crate::config::recipe::DEFAULT, arguments),
+/// Tells the recipe or file, which has no `=` in it and may stand anywhere, from the changes.
+fn split_arguments(arguments: &[String]) -> Result<(&str, Vec<String>)> {
+    let is_name = |argument: &&String| !argument.contains('=') || std::path::Path::new(argument).is_file();
+    let (names, changes): (Vec<&String>, Vec<&String>) = arguments.iter().partition(is_name);
+    let changes = changes.into_iter().cloned().collect();
+    match names.as_slice() {
+        [] => Ok((crate::config::recipe::DEFAULT, changes)),
+        [name] => Ok((name, changes)),
+        [first, second, ..] => Err(Failure::usage(
+            format!("one recipe or file at a time, got `{first}` and `{second}`"),
+            "changes to a recipe are written `key.path=value`, as in `seed=7`",
+        )),
     }
 }
 

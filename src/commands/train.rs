@@ -1,10 +1,11 @@
 //! `steadfast train`, and `steadfast` alone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use tracing::info;
 
-use super::plot::both_formats;
+use super::plot::{DEFAULT_METRIC, both_formats};
 use super::{print, split_arguments, table};
 use crate::cli::{PlotKind, TrainArgs};
 use crate::config::{ExperimentConfig, load};
@@ -22,9 +23,15 @@ pub fn run(arguments: &TrainArgs) -> Result<()> {
     if let Some(path) = &arguments.resume {
         return resume(path);
     }
-    let (name, overrides) = split_arguments(&arguments.arguments);
+    let (name, overrides) = split_arguments(&arguments.arguments)?;
     if arguments.seeds.is_empty() {
-        return fresh(&load::named(name, overrides)?.config, arguments.output.as_deref());
+        return fresh(&load::named(name, &overrides)?.config, arguments.output.as_deref());
+    }
+    if overrides.iter().any(|o| o.split('=').next().is_some_and(|key| key.trim() == "seed")) {
+        return Err(Failure::usage("both `seed=` and --seeds say which seeds to train", "give one of them"));
+    }
+    if let Some((i, seed)) = arguments.seeds.iter().enumerate().find(|(i, seed)| arguments.seeds[..*i].contains(seed)) {
+        return Err(Failure::usage(format!("--seeds names {seed} again in position {}", i + 1), "give every seed once"));
     }
     // All configurations are checked before the first run starts.
     let mut configs = Vec::new();
@@ -66,9 +73,10 @@ fn resume(path: &Path) -> Result<()> {
 /// Pictures, the summary that marks the run as finished, and the table.
 fn conclude(run: &RunDirectory, config: &ExperimentConfig, rows: &[EvalRow]) -> Result<()> {
     let data = [RunData::read(run.path())?];
-    let mut pictures = both_formats(&[curve::panel(&data, "return_agent_mean")?], run.path(), PlotKind::Learning)?;
+    let mut pictures = both_formats(&[curve::panel(&data, DEFAULT_METRIC)?], run.path(), PlotKind::Learning, DEFAULT_METRIC)?;
     if !config.robustness.is_empty() {
-        pictures.extend(both_formats(&robustness::panels(&data, "return_agent_mean")?, run.path(), PlotKind::Robustness)?);
+        let panels = robustness::panels(&data, DEFAULT_METRIC)?;
+        pictures.extend(both_formats(&panels, run.path(), PlotKind::Robustness, DEFAULT_METRIC)?);
     }
     let summary = serde_json::json!({ "format_version": FORMAT_VERSION, "evaluations": rows });
     let text = serde_json::to_string_pretty(&summary).map_err(|e| Failure::caused("cannot write summary.json", e))?;
@@ -81,22 +89,34 @@ fn conclude(run: &RunDirectory, config: &ExperimentConfig, rows: &[EvalRow]) -> 
     print(&answer)
 }
 
-/// Evaluations with both conventions of return, each as mean ± half width of the 95 % interval.
+/// Evaluations with both conventions of return, each as mean ± half width of the 95 % interval, and with the world's own
+/// conventions.
 pub fn results_table(rows: &[EvalRow]) -> String {
     let interval = |mean: f64, half_width: f64| format!("{mean:.3} ± {half_width:.3}");
+    let own: BTreeSet<&str> = rows.iter().flat_map(|r| r.metrics.keys()).filter_map(|k| own_return(k)).collect();
+    let mut header = vec!["perturbation", "level", "return, mean over agents", "return, sum over agents"];
+    header.extend(&own);
+    header.extend(["length", "episodes"]);
     let rows: Vec<Vec<String>> = rows
         .iter()
         .map(|r| {
-            let level = if r.perturbation == "none" { "-".to_string() } else { r.level.to_string() };
-            vec![
+            let levels: Vec<String> = r.levels().iter().map(ToString::to_string).collect();
+            let mut cells = vec![
                 r.perturbation.clone(),
-                level,
+                if levels.is_empty() { "-".to_string() } else { levels.join("+") },
                 interval(r.return_agent_mean, r.return_agent_mean_ci95),
                 interval(r.return_team_sum, r.return_team_sum_ci95),
-                format!("{:.1}", r.length),
-                r.episodes.to_string(),
-            ]
+            ];
+            let of_column = |name: &str| r.metrics.iter().find(|(k, _)| own_return(k) == Some(name)).map(|(_, v)| *v);
+            cells.extend(own.iter().map(|name| of_column(name).map_or_else(|| "-".to_string(), |v| format!("{v:.3}"))));
+            cells.extend([format!("{:.1}", r.length), r.episodes.to_string()]);
+            cells
         })
         .collect();
-    table(&["perturbation", "level", "return, mean over agents", "return, sum over agents", "length", "episodes"], &rows)
+    table(&header, &rows)
+}
+
+/// `return_NAME` if a column of `eval.csv` is a return by a convention of the world's own.
+fn own_return(column: &str) -> Option<&str> {
+    column.strip_prefix("metric_").filter(|name| name.starts_with("return_"))
 }

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table};
 
 use super::overrides::Override;
-use super::report::{ConfigError, Problem, suggest};
+use super::report::{ConfigError, Problem, is_bare_choice, suggest};
 use super::validate::{Misfit, validate};
 use super::{ExperimentConfig, recipe};
 use crate::failure::{Failure, Result};
@@ -54,7 +54,17 @@ pub fn text(name: &str, text: &str, overrides: &[String]) -> Result<Loaded> {
 }
 
 fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfig, Box<ConfigError>> {
-    let at_file = |error: toml::de::Error| Box::new(ConfigError::new(name, text, error.span(), Problem::from_serde(error.message())));
+    let at_file = |error: toml::de::Error| {
+        let mut problem = Problem::from_serde(error.message());
+        if is_bare_choice(error.message())
+            && let Some(span) = error.span()
+            && let Ok(table) = DeTable::parse(text)
+            && let Some((keys, choice)) = string_at(table.get_ref(), &span)
+        {
+            problem = problem.help(format!("write `[{}.{choice}]`", keys.join(".")));
+        }
+        Box::new(ConfigError::new(name, text, error.span(), problem))
+    };
     let mut config: ExperimentConfig = toml::from_str(text).map_err(at_file)?;
     let mut table: Table = text.parse().map_err(at_file)?;
     let mut parsed = Vec::new();
@@ -62,8 +72,16 @@ fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfi
         let at_argument = |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
         let change = Override::parse(argument).map_err(|problem| at_argument(0..argument.len(), problem))?;
         change.apply(&mut table).map_err(|(index, problem)| at_argument(change.key_span(index), problem))?;
-        config = ExperimentConfig::deserialize(table.clone())
-            .map_err(|error| at_argument(change.value_span(), Problem::from_serde(error.message())))?;
+        config = match (ExperimentConfig::deserialize(table.clone()), change.with_whole_number()) {
+            (Ok(config), _) => config,
+            // `total_steps=1e6`: what the field does not take as a number with an exponent it may take as a whole one.
+            (Err(error), whole) => whole
+                .and_then(|whole| {
+                    whole.apply(&mut table).ok()?;
+                    ExperimentConfig::deserialize(table.clone()).ok()
+                })
+                .ok_or_else(|| at_argument(change.value_span(), Problem::from_serde(error.message())))?,
+        };
         parsed.push(change);
     }
     match validate(&config) {
@@ -81,6 +99,24 @@ fn locate(name: &str, text: &str, overrides: &[Override], misfit: Misfit) -> Con
     }
     let span = DeTable::parse(text).ok().and_then(|table| span_in_table(table.get_ref(), &path));
     ConfigError::new(name, text, span, problem)
+}
+
+/// Keys and content of the string that stands at `span`.
+fn string_at(table: &DeTable<'_>, span: &Range<usize>) -> Option<(Vec<String>, String)> {
+    let in_value = |value: &Spanned<DeValue<'_>>| match value.get_ref() {
+        DeValue::String(text) if value.span() == *span => Some((Vec::new(), text.to_string())),
+        DeValue::Table(table) => string_at(table, span),
+        DeValue::Array(items) => items.iter().find_map(|item| match item.get_ref() {
+            DeValue::Table(table) => string_at(table, span),
+            _ => None,
+        }),
+        _ => None,
+    };
+    table.iter().find_map(|(key, value)| {
+        let (mut keys, text) = in_value(value)?;
+        keys.insert(0, key.get_ref().to_string());
+        Some((keys, text))
+    })
 }
 
 /// The value at `path`, or the innermost table around it.
@@ -134,6 +170,25 @@ mod tests {
         assert!(text.contains("command line:1:11") && text.contains("clip_range"), "{text}");
         let text = message("", &["slots=many"]);
         assert!(text.contains("command line:1:7"), "{text}");
+    }
+
+    #[test]
+    fn a_choice_that_is_written_as_a_string_is_corrected() {
+        let text = message("env = \"cart_pole\"\n", &[]);
+        assert!(text.contains("test.toml:1:7") && text.contains("write `[env.cart_pole]`"), "{text}");
+        let text = message("[[robustness]]\naxis = \"observation_noise\"\n", &[]);
+        assert!(text.contains("write `[robustness.axis.observation_noise]`"), "{text}");
+    }
+
+    #[test]
+    fn whole_numbers_may_have_an_exponent_in_arguments() {
+        let changes = ["total_steps=1e6", "agent.ppo.learning_rate=1e0", "slots=4.0"].map(str::to_string);
+        let config = super::text("test.toml", "", &changes).unwrap().config;
+        assert_eq!((config.total_steps, config.slots), (1_000_000, 4));
+        for change in ["slots=1.5", "slots=-1e3", "slots=1e300"] {
+            assert!(message("", &[change]).contains("a whole number"), "{change}");
+        }
+        assert!(message("total_steps = 1e6\n", &[]).contains("write 1000000"));
     }
 
     #[test]

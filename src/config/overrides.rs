@@ -34,6 +34,12 @@ impl Override {
         Ok(Self { text: text.to_string(), path, value: parse_value(value.trim()) })
     }
 
+    /// The same change with a whole number, if its value is one that was written with a point or an exponent.
+    pub fn with_whole_number(&self) -> Option<Self> {
+        let value = self.value.as_float().filter(|v| v.fract() == 0.0 && v.abs() <= 2_f64.powi(53))?;
+        Some(Self { value: Value::Integer(value as i64), ..self.clone() })
+    }
+
     /// The place of the `index`-th key in the text.
     pub fn key_span(&self, index: usize) -> Range<usize> {
         let mut start = 0;

@@ -71,9 +71,32 @@ impl Problem {
                 .help(
                     "write one table such as `[env.NAME]`; `steadfast list envs` (or agents, regularizers, perturbations) shows the names",
                 ),
-            _ => Self::new(in_plain_words(message.trim()), "here"),
+            _ if is_bare_choice(message) => {
+                Self::new("a choice is written as a table", "a string, not a table").help("write `[KEY.NAME]`, as in `[env.cart_pole]`")
+            }
+            _ => {
+                let problem = Self::new(in_plain_words(message.trim()), "here");
+                match whole_number(message) {
+                    Some(number) => problem.help(format!("write {number}")),
+                    None => problem,
+                }
+            }
         }
     }
+}
+
+/// True for serde's complaint about `env = "cart_pole"`.
+pub fn is_bare_choice(message: &str) -> bool {
+    message.starts_with("invalid type: unit variant")
+}
+
+/// The number in a complaint about a whole number that is written with a point or an exponent.
+fn whole_number(message: &str) -> Option<i64> {
+    let rest = message.strip_prefix("invalid type: floating point `")?;
+    let (number, expected) = rest.split_once('`')?;
+    let value: f64 = number.parse().ok()?;
+    let is_whole = value.fract() == 0.0 && value.abs() <= 2_f64.powi(53) && in_plain_words(expected).contains("a whole number");
+    is_whole.then_some(value as i64)
 }
 
 /// Replaces the names of Rust types at the end of a message.
@@ -124,6 +147,13 @@ mod tests {
     fn types_are_named_in_plain_words() {
         let problem = Problem::from_serde("invalid type: string \"a\", expected usize");
         assert_eq!(problem.message, "invalid type: string \"a\", expected a whole number of at least 0");
+    }
+
+    #[test]
+    fn whole_numbers_are_spelled_out() {
+        let problem = Problem::from_serde("invalid type: floating point `1000000.0`, expected u64");
+        assert_eq!(problem.help.as_deref(), Some("write 1000000"));
+        assert_eq!(Problem::from_serde("invalid type: floating point `0.5`, expected u64").help, None);
     }
 
     #[test]

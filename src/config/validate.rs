@@ -1,7 +1,10 @@
 //! Every check that the types cannot express, in one place, before anything slow starts.
 
-use steadfast_agents::AgentError;
-use steadfast_envs::{EnvError, PerturbationConfig, Perturbed};
+use std::collections::BTreeSet;
+
+use steadfast_agents::algorithms::ppo::Sharing;
+use steadfast_agents::{AgentConfig, AgentError};
+use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed};
 
 use super::ExperimentConfig;
 use super::report::Problem;
@@ -18,10 +21,11 @@ pub struct Misfit {
 
 impl Misfit {
     fn new(path: &str, expected: &str, got: impl std::fmt::Display) -> Self {
-        Self {
-            path: path.split('.').map(str::to_string).collect(),
-            problem: Problem::new(format!("`{path}` must be {expected}, got {got}"), format!("must be {expected}")),
-        }
+        Self::at(path, Problem::new(format!("`{path}` must be {expected}, got {got}"), format!("must be {expected}")))
+    }
+
+    fn at(path: &str, problem: Problem) -> Self {
+        Self { path: path.split('.').map(str::to_string).collect(), problem }
     }
 
     fn from_env(path: &str, error: &EnvError) -> Self {
@@ -40,7 +44,7 @@ impl Misfit {
     }
 
     fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
-        Self { path: path.split('.').map(str::to_string).collect(), problem: Problem::new(format!("`{path}`: {error}"), "does not fit") }
+        Self::at(path, Problem::new(format!("`{path}`: {error}"), "does not fit"))
     }
 }
 
@@ -69,6 +73,7 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     if let Some(regularizer) = &c.regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent(&format!("regularizer.{}", regularizer.name()), &e))?;
     }
+    fits_memory(c, &spec)?;
     // Building the learner finds what depends on both, such as a central critic in a world without a global state.
     build::learner(c, &spec).map(drop).map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
     let fits = |place: String, perturbation: &PerturbationConfig| {
@@ -96,6 +101,63 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     Ok(())
 }
 
+/// Most samples (one agent at one time) of a rollout.
+const MAX_SAMPLES: f64 = (1_u64 << 31) as f64;
+/// Most bytes that a rollout and the networks may need, by a rough estimate.
+const MAX_BYTES: f64 = 64.0 * GIB;
+
+/// Refuses settings whose arrays would not fit, before anything is allocated.
+fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
+    let AgentConfig::Ppo(ppo) = &c.agent;
+    // In floating point, which cannot overflow here.
+    let (slots, agents) = (c.slots as f64, spec.n_agents() as f64);
+    let (observation, state) = (spec.observation_width() as f64, spec.state_dim as f64);
+    let samples = slots * agents * ppo.rollout_steps as f64;
+    // Observations and states as seen and as normalised, and about 16 numbers per sample besides the action.
+    let per_slot_step = 2.0 * (agents * observation + state) + agents * (16.0 + spec.action_width() as f64);
+    let bytes = 4.0 * per_slot_step * slots * (ppo.rollout_steps as f64 + 1.0);
+    if samples > MAX_SAMPLES || bytes > MAX_BYTES {
+        let problem = Problem::new(
+            format!("rollouts would not fit into memory: {samples:.2e} samples, about {:.1} GiB", bytes / GIB),
+            "too many steps",
+        );
+        let agents = spec.n_agents();
+        return Err(Misfit::at("agent.ppo.rollout_steps", problem.help(format!(
+            "`agent.ppo.rollout_steps` = {}, `slots` = {} and {agents} agents are multiplied; at most 2^31 samples and 64 GiB are allowed",
+            ppo.rollout_steps, c.slots
+        ))));
+    }
+    for (field, inputs, widths) in
+        [("policy_hidden", observation, &ppo.policy_hidden), ("critic_hidden", observation.max(state), &ppo.critic_hidden)]
+    {
+        let mut parameters = 0.0;
+        // Agent indices may be appended to the input.
+        let mut inputs = inputs + agents;
+        for &width in widths {
+            parameters += (inputs + 1.0) * width as f64;
+            inputs = width as f64;
+        }
+        // Parameters, gradients, two moments of Adam, and a copy, for every group.
+        let groups = match ppo.sharing {
+            Sharing::All => 1.0,
+            Sharing::Group => spec.agents.iter().map(|a| &a.group).collect::<BTreeSet<_>>().len() as f64,
+            Sharing::None => agents,
+        };
+        let bytes = 4.0 * 5.0 * groups * parameters;
+        if bytes > MAX_BYTES {
+            let problem = Problem::new(
+                format!("networks with `{field}` = {widths:?} would not fit into memory: about {:.1} GiB", bytes / GIB),
+                "too wide",
+            );
+            return Err(Misfit::at(&format!("agent.ppo.{field}"), problem.help("at most 64 GiB are allowed")));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes in a GiB.
+const GIB: f64 = (1_u64 << 30) as f64;
+
 fn check(holds: bool, path: &str, expected: &str, got: impl std::fmt::Display) -> Result<(), Misfit> {
     if holds { Ok(()) } else { Err(Misfit::new(path, expected, got)) }
 }
@@ -113,6 +175,25 @@ mod tests {
     #[test]
     fn defaults_are_valid() {
         validate(&ExperimentConfig::default()).unwrap();
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_is_refused() {
+        let with = |slots: usize, rollout_steps: usize, hidden: &[usize]| {
+            let ppo = steadfast_agents::algorithms::ppo::PpoConfig { rollout_steps, critic_hidden: hidden.to_vec(), ..Default::default() };
+            ExperimentConfig { slots, agent: AgentConfig::Ppo(ppo), ..Default::default() }
+        };
+        validate(&with(65_536, 100, &[64])).unwrap();
+        for (config, path) in [
+            (with(1, 1_000_000_000_000, &[64]), "agent.ppo.rollout_steps"),
+            (with(8, usize::MAX, &[64]), "agent.ppo.rollout_steps"),
+            (with(65_536, 100_000, &[64]), "agent.ppo.rollout_steps"),
+            (with(8, 100, &[65_536, 65_536]), "agent.ppo.critic_hidden"),
+        ] {
+            let misfit = validate(&config).unwrap_err();
+            assert_eq!(misfit.path.join("."), path);
+        }
+        assert!(validate(&with(65_536, 100_000, &[64])).unwrap_err().problem.help.unwrap().contains("`slots` = 65536"));
     }
 
     #[test]

@@ -13,11 +13,11 @@ use crate::config::ExperimentConfig;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::{self, Checkpoint, Progress};
 use crate::run::directory::RunDirectory;
-use crate::run::log::{LogFile, write_whole};
+use crate::run::log::LogFile;
 use crate::run::manifest::Manifest;
 use crate::run::metrics::{self, MetricsLog};
 use crate::run::results::{self, EvalRow, ResultsLog, Source};
-use crate::terminal::ProgressLine;
+use crate::terminal::{ProgressLine, short};
 
 /// Trains a new run, or continues one from its newest complete checkpoint. Returns the last evaluation without
 /// perturbation and then one per level of each robustness sweep.
@@ -29,11 +29,10 @@ pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Res
     let pool = build::thread_pool(config)?;
     if !resume {
         run.initialise(config)?;
-        let manifest = Manifest::new(config, pool.current_num_threads());
-        write_whole(&run.file("manifest.json"), manifest.to_json().as_bytes())?;
     }
     pool.install(|| {
         let mut training = if resume { Training::resumed(run, config)? } else { Training::new(run, config)? };
+        note_start(run, Manifest::new(config, rayon::current_num_threads()), resume)?;
         if !training.has_checkpoint {
             training.evaluate()?;
             training.save()?;
@@ -41,6 +40,23 @@ pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Res
         training.run()?;
         training.finish()
     })
+}
+
+/// Writes down which program works on the run, and says how to go on should it be stopped.
+fn note_start(run: &RunDirectory, manifest: Manifest, resume: bool) -> Result<()> {
+    match Manifest::read(run) {
+        Some(mut earlier) if resume => {
+            let differences = earlier.resume(&manifest);
+            if !differences.is_empty() {
+                warn!("another program or machine began this run, so its numbers may differ: {}", differences.join("; "));
+            }
+            earlier.write(run)?;
+        }
+        // A run that was stopped before it had one gets it late.
+        _ => manifest.write(run)?,
+    }
+    info!("continue a stopped run with: steadfast train --resume {}", run.path().display());
+    Ok(())
 }
 
 struct Training<'a> {
@@ -82,16 +98,16 @@ impl<'a> Training<'a> {
     }
 
     fn resumed(run: &'a RunDirectory, config: &'a ExperimentConfig) -> Result<Self> {
-        let (found, passed_over) = checkpoint::newest(&run.checkpoints());
+        let (found, passed_over) = checkpoint::newest_with_logs(run.path(), &run.checkpoints());
         for (step, error) in &passed_over {
             warn!("checkpoint of step {step} cannot be used: {error}");
         }
         let Some(found) = found else {
             if let Some((step, error)) = passed_over.into_iter().next() {
-                return Err(Failure::caused(
-                    format!("no complete checkpoint in {}, the newest is of step {step}", run.path().display()),
-                    error,
-                ));
+                let message = format!("no checkpoint in {} can be continued, the newest is of step {step}", run.path().display());
+                let remedy = error.remedy().unwrap_or("restore the files from a copy");
+                let again = format!("start again with `steadfast train {} --output DIR`", run.file("config.toml").display());
+                return Err(Failure::caused_with_help(message, error, format!("{remedy}, or {again}")));
             }
             // The run was stopped before its first checkpoint, so the beginning is its newest state.
             for name in [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES] {
@@ -258,9 +274,4 @@ impl<'a> Training<'a> {
         }
         Ok(rows)
     }
-}
-
-/// Rounded to what is worth reading in a log line; files keep every digit.
-fn short(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
 }

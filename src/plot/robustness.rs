@@ -1,28 +1,43 @@
 //! Return against the strength of a perturbation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use steadfast_envs::ActMode;
 
 use super::figure::{Panel, Point, Series};
 use super::stats::Summary;
-use super::table::{COLUMNS, RunData, by_name, environments};
+use super::table::{Column, Group, RunData, environments, groups};
 use crate::failure::{Failure, Result};
 use crate::run::results::{EvalRow, Source};
 
+/// How episodes were played. Values are comparable only if they agree in this.
+type Episodes = (ActMode, u64, usize);
+
 /// One panel per perturbation that the runs were evaluated under, with one line per experiment.
+///
+/// A run shows its newest evaluated policy, and a panel shows one way of playing episodes: that of the sweeps at the end
+/// of training if there are any, else the most frequent one.
 ///
 /// # Errors
 /// [`Failure::Usage`] if the metric is unknown or no run was evaluated under a perturbation.
 pub fn panels(runs: &[RunData], metric: &str) -> Result<Vec<Panel>> {
-    let Some((_, label, value)) = COLUMNS.iter().find(|(name, ..)| *name == metric) else {
-        let known: Vec<&str> = COLUMNS.iter().map(|(name, ..)| *name).collect();
+    let Some(column) = Column::find(runs, metric) else {
         return Err(Failure::usage(
             format!("`{metric}` cannot be drawn against a perturbation"),
-            crate::config::report::suggest(metric, &known),
+            crate::config::report::suggest(metric, &Column::names(runs)),
         ));
     };
-    let mut axes: Vec<(String, String)> = Vec::new();
-    for row in runs.iter().flat_map(sweep_rows) {
-        let axis = (row.perturbation.clone(), row.settings.clone());
+    let groups = groups(runs);
+    for Group { label, members } in &groups {
+        let steps: BTreeSet<u64> = members.iter().filter_map(|run| newest_rows(run).next()).map(|r| r.step).collect();
+        if steps.len() > 1 {
+            tracing::warn!("runs of {label} were evaluated after different numbers of steps: {steps:?}");
+        }
+    }
+    let counted = || groups.iter().flat_map(|g| &g.members).flat_map(|run| newest_rows(run));
+    let mut axes: Vec<(&str, &str)> = Vec::new();
+    for row in counted() {
+        let axis = (row.perturbation.as_str(), row.settings.as_str());
         if row.perturbation != "none" && !axes.contains(&axis) {
             axes.push(axis);
         }
@@ -33,43 +48,67 @@ pub fn panels(runs: &[RunData], metric: &str) -> Result<Vec<Panel>> {
             "add `[[robustness]]` to the configuration, or use `steadfast eval RUN --observation-noise 0.1`",
         ));
     }
-    Ok(axes
-        .iter()
-        .map(|(perturbation, settings)| {
-            let mut most_runs = 0;
-            let series = by_name(runs)
-                .into_iter()
-                .filter_map(|(name, members)| {
-                    let curves: Vec<BTreeMap<u64, (f64, f64)>> =
-                        members.iter().map(|run| levels(run, perturbation, settings, *value)).filter(|curve| !curve.is_empty()).collect();
-                    most_runs = most_runs.max(curves.len());
-                    let label = if curves.len() > 1 { format!("{name} ({} runs)", curves.len()) } else { name.to_string() };
-                    (!curves.is_empty()).then(|| Series { label, points: points(&curves) })
-                })
-                .collect();
-            Panel {
-                title: format!("Robustness: {}", environments(runs)),
-                note: match most_runs {
-                    2.. => "mean over runs, band: 95 % interval over runs".to_string(),
-                    _ => "same episodes at every level, band: 95 % interval over episodes".to_string(),
-                },
-                x_label: axis_label(perturbation, settings),
-                y_label: (*label).to_string(),
-                series,
-            }
-        })
-        .collect())
+    let draw = |&(perturbation, settings): &(&str, &str)| {
+        let is_here = |r: &EvalRow| r.perturbation == perturbation && r.settings == settings;
+        let episodes = prevailing(counted().filter(|r| is_here(r)));
+        let mut most_runs = 0;
+        let series = groups
+            .iter()
+            .filter_map(|Group { label, members }| {
+                let here = |run| newest_rows(run).filter(|r| is_here(r) && Some(played(r)) == episodes);
+                let curves: Vec<_> = members.iter().map(|run| levels(here(run), &column)).filter(|c| !c.is_empty()).collect();
+                most_runs = most_runs.max(curves.len());
+                let label = if curves.len() > 1 { format!("{label} ({} runs)", curves.len()) } else { label.clone() };
+                (!curves.is_empty()).then(|| Series { label, points: points(&curves) })
+            })
+            .collect();
+        let (x_label, others) = axis_label(perturbation, settings);
+        let note = match most_runs {
+            2.. => "mean over runs, band: 95 % interval over runs",
+            _ if column.has_interval => "same episodes at every level, band: 95 % interval over episodes",
+            _ => "same episodes at every level",
+        };
+        Panel {
+            title: format!("Robustness: {}", environments(runs)),
+            note: if others.is_empty() { note.to_string() } else { shortened(&format!("{others}; {note}"), 130) },
+            x_label: shortened(&x_label, 85),
+            y_label: column.label.clone(),
+            series,
+        }
+    };
+    Ok(axes.iter().map(draw).collect())
 }
 
-fn sweep_rows(run: &RunData) -> impl Iterator<Item = &EvalRow> {
-    run.evaluations.iter().filter(|r| r.source != Source::Train)
+/// Evaluations of the newest policy of a run that was evaluated outside training.
+fn newest_rows(run: &RunData) -> impl Iterator<Item = &EvalRow> {
+    let outside = || run.evaluations.iter().filter(|r| r.source != Source::Train);
+    let newest = outside().map(|r| r.step).max();
+    outside().filter(move |r| Some(r.step) == newest)
 }
 
-/// Value and half width by level. Levels are keyed by their bits, whose order is that of numbers from 0 on; of several
-/// evaluations of one level the last counts.
-fn levels(run: &RunData, perturbation: &str, settings: &str, value: fn(&EvalRow) -> (f64, f64)) -> BTreeMap<u64, (f64, f64)> {
-    let rows = sweep_rows(run).filter(|r| r.perturbation == perturbation && r.settings == settings);
-    rows.map(|r| (r.level.max(0.0).to_bits(), value(r))).collect()
+fn played(row: &EvalRow) -> Episodes {
+    (row.mode, row.seed, row.episodes)
+}
+
+/// How most of the rows were played, those at the end of training first.
+fn prevailing<'a>(rows: impl Iterator<Item = &'a EvalRow>) -> Option<Episodes> {
+    let mut found: Vec<(Episodes, (usize, usize))> = Vec::new();
+    for row in rows {
+        let counts = (usize::from(row.source == Source::Final), 1);
+        match found.iter_mut().find(|(episodes, _)| *episodes == played(row)) {
+            Some((_, sums)) => *sums = (sums.0 + counts.0, sums.1 + counts.1),
+            None => found.push((played(row), counts)),
+        }
+    }
+    found.into_iter().max_by_key(|(_, counts)| *counts).map(|(episodes, _)| episodes)
+}
+
+/// Value and half width by level. Levels are keyed by their bits, whose order is that of numbers from 0 on. Of several
+/// evaluations of one level that at the end of training counts, else the last.
+fn levels<'a>(rows: impl Iterator<Item = &'a EvalRow>, column: &Column) -> BTreeMap<u64, (f64, f64)> {
+    let mut rows: Vec<&EvalRow> = rows.collect();
+    rows.sort_by_key(|r| r.source == Source::Final);
+    rows.into_iter().filter_map(|r| Some((r.level.max(0.0).to_bits(), column.value(r)?))).collect()
 }
 
 fn points(curves: &[BTreeMap<u64, (f64, f64)>]) -> Vec<Point> {
@@ -86,19 +125,50 @@ fn points(curves: &[BTreeMap<u64, (f64, f64)>]) -> Vec<Point> {
     found
 }
 
-fn axis_label(perturbation: &str, settings: &str) -> String {
-    let inner = settings.trim_matches(['{', '}', ' ']).replace('"', "");
-    let quantity = match perturbation {
+/// What the axis shows, and the perturbations that are the same at every level.
+fn axis_label(perturbation: &str, settings: &str) -> (String, String) {
+    let names: Vec<&str> = perturbation.split('+').collect();
+    let read: Option<toml::Table> = format!("settings = {settings}").parse().ok();
+    let tables: Vec<String> = match read.as_ref().and_then(|t| t.get("settings")) {
+        Some(toml::Value::Array(items)) => items.iter().map(in_words).collect(),
+        Some(one) => vec![in_words(one)],
+        None => Vec::new(),
+    };
+    let with_settings = |i: usize, name: &str| match tables.get(i).map(String::as_str) {
+        None | Some("") => name.to_string(),
+        Some(inner) => format!("{name} ({inner})"),
+    };
+    let quantity = match names[0] {
         "observation_noise" => "observation noise, magnitude in units of the feature",
         "malicious_action" => "probability that an action is replaced",
         other => other,
     };
-    if inner.is_empty() { quantity.to_string() } else { format!("{quantity} ({inner})") }
+    let others: Vec<String> = names.iter().enumerate().skip(1).map(|(i, name)| with_settings(i, &name.replace('_', " "))).collect();
+    let others = if others.is_empty() { String::new() } else { format!("together with {}", others.join(" and ")) };
+    (with_settings(0, quantity), others)
+}
+
+/// `key = value, key = value`.
+fn in_words(settings: &toml::Value) -> String {
+    settings.to_string().trim_matches(['{', '}', ' ']).replace('"', "")
+}
+
+/// Cut off where a panel has no more room.
+fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_string(),
+        Some((end, _)) => format!("{}…", text[..end].trim_end()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plot::table::example;
+
+    fn row(source: Source, step: u64, level: f64, value: f64) -> EvalRow {
+        EvalRow { source, step, level, return_agent_mean: value, ..EvalRow::example() }
+    }
 
     #[test]
     fn levels_without_all_runs_are_left_out() {
@@ -109,10 +179,35 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_of_other_policies_and_other_episodes_are_left_out() {
+        let mut run = example("a", 0);
+        let sweep = row(Source::Final, 100, 0.5, 1.0);
+        run.evaluations = vec![
+            sweep.clone(),
+            row(Source::Eval, 100, 0.5, 2.0),
+            row(Source::Eval, 50, 0.6, 3.0),
+            EvalRow { mode: ActMode::Sample, ..row(Source::Eval, 100, 0.7, 4.0) },
+            EvalRow { seed: 9, ..row(Source::Eval, 100, 0.8, 5.0) },
+            EvalRow { episodes: 7, ..row(Source::Eval, 100, 0.9, 6.0) },
+            row(Source::Eval, 100, 1.0, 7.0),
+        ];
+        let panels = panels(&[run], "return_agent_mean").unwrap();
+        let points: Vec<(f64, f64)> = panels[0].series[0].points.iter().map(|p| (p.x, p.y)).collect();
+        assert_eq!(points, [(0.5, 1.0), (1.0, 7.0)]);
+    }
+
+    #[test]
     fn axes_are_named_with_their_law() {
         assert_eq!(
             axis_label("observation_noise", "{ law = \"gaussian\" }"),
-            "observation noise, magnitude in units of the feature (law = gaussian)"
+            ("observation noise, magnitude in units of the feature (law = gaussian)".to_string(), String::new())
+        );
+        assert_eq!(
+            axis_label("malicious_action+observation_noise", "[{}, { law = \"sign\", magnitude = 0.5 }]"),
+            (
+                "probability that an action is replaced".to_string(),
+                "together with observation noise (law = sign, magnitude = 0.5)".to_string()
+            )
         );
     }
 }

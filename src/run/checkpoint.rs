@@ -25,6 +25,9 @@ const PROGRESS: &str = "progress.json";
 pub struct Progress {
     /// [`FORMAT_VERSION`] of the writer.
     pub format_version: u32,
+    /// Version of the program that wrote it.
+    #[serde(default)]
+    pub steadfast_version: String,
     /// Joint environment steps so far.
     pub step: u64,
     /// Updates so far.
@@ -82,11 +85,36 @@ pub enum CheckpointError {
         crc: u32,
     },
     /// Another version of the program wrote it.
-    #[error("it has format version {found}, this program reads version {FORMAT_VERSION}")]
+    #[error(
+        "it has format version {found}, written by steadfast {writer}; this program, steadfast {}, reads version {FORMAT_VERSION}",
+        env!("CARGO_PKG_VERSION")
+    )]
     Version {
         /// The version found.
         found: u64,
+        /// Version of the program that wrote it.
+        writer: String,
     },
+    /// A log of the run is shorter than it was when the checkpoint was taken.
+    #[error("{file} has {bytes} bytes, but had {expected_bytes} when the checkpoint was taken")]
+    ShortLog {
+        /// Name within the run directory.
+        file: String,
+        /// Length at the checkpoint.
+        expected_bytes: u64,
+        /// Length now.
+        bytes: u64,
+    },
+}
+
+impl CheckpointError {
+    /// What helps against this error in particular.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Version { .. } => Some("use the version of steadfast that wrote it"),
+            _ => None,
+        }
+    }
 }
 
 /// Directory name of a checkpoint.
@@ -137,7 +165,12 @@ fn write(temporary: &Path, checkpoint: &Checkpoint) -> Result<()> {
         fs::remove_dir_all(temporary).map_err(|e| Failure::file("remove", temporary, e))?;
     }
     fs::create_dir_all(temporary).map_err(|e| Failure::file("create", temporary, e))?;
-    let mut progress = Progress { format_version: FORMAT_VERSION, files: BTreeMap::new(), ..checkpoint.progress.clone() };
+    let mut progress = Progress {
+        format_version: FORMAT_VERSION,
+        steadfast_version: env!("CARGO_PKG_VERSION").to_string(),
+        files: BTreeMap::new(),
+        ..checkpoint.progress.clone()
+    };
     for (file, state) in [(LEARNER, &checkpoint.learner), (ENGINE, &checkpoint.engine)] {
         let bytes = arrays::to_bytes(state).map_err(|reason| Failure::run(format!("cannot save {file}: {reason}")))?;
         progress.files.insert(file.to_string(), FileSum { bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) });
@@ -199,16 +232,40 @@ fn parse_progress(bytes: &[u8]) -> Result<Progress, CheckpointError> {
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|e| fail(e.to_string()))?;
     match value.get("format_version").and_then(serde_json::Value::as_u64) {
         Some(found) if found == u64::from(FORMAT_VERSION) => serde_json::from_value(value).map_err(|e| fail(e.to_string())),
-        Some(found) => Err(CheckpointError::Version { found }),
+        Some(found) => {
+            let writer = value.get("steadfast_version").and_then(serde_json::Value::as_str).unwrap_or("of an unknown version");
+            Err(CheckpointError::Version { found, writer: writer.to_string() })
+        }
         None => Err(fail("it has no `format_version`".to_string())),
     }
 }
 
 /// The newest complete checkpoint in `directory`, and the reasons why newer ones were passed over.
 pub fn newest(directory: &Path) -> (Option<Checkpoint>, Vec<(u64, CheckpointError)>) {
+    newest_that(directory, |_| Ok(()))
+}
+
+/// The newest complete checkpoint of the run in `run` that its logs reach back to, as [`newest`].
+pub fn newest_with_logs(run: &Path, directory: &Path) -> (Option<Checkpoint>, Vec<(u64, CheckpointError)>) {
+    newest_that(directory, |checkpoint| {
+        for (file, &expected_bytes) in &checkpoint.progress.logs {
+            // A missing log has nothing in it.
+            let bytes = fs::metadata(run.join(file)).map_or(0, |m| m.len());
+            if bytes < expected_bytes {
+                return Err(CheckpointError::ShortLog { file: file.clone(), expected_bytes, bytes });
+            }
+        }
+        Ok(())
+    })
+}
+
+fn newest_that(
+    directory: &Path,
+    is_usable: impl Fn(&Checkpoint) -> Result<(), CheckpointError>,
+) -> (Option<Checkpoint>, Vec<(u64, CheckpointError)>) {
     let mut passed_over = Vec::new();
     for step in list(directory).into_iter().rev() {
-        match load(&directory.join(name(step))) {
+        match load(&directory.join(name(step))).and_then(|c| is_usable(&c).map(|()| c)) {
             Ok(checkpoint) => return (Some(checkpoint), passed_over),
             Err(error) => passed_over.push((step, error)),
         }
@@ -263,8 +320,8 @@ mod tests {
 
     #[test]
     fn another_version_is_named() {
-        let error = parse_progress(br#"{"format_version": 99, "new_field": 1}"#).unwrap_err();
-        assert_eq!(error, CheckpointError::Version { found: 99 });
+        let error = parse_progress(br#"{"format_version": 99, "steadfast_version": "7.1.0", "new_field": 1}"#).unwrap_err();
+        assert_eq!(error, CheckpointError::Version { found: 99, writer: "7.1.0".to_string() });
     }
 
     proptest! {

@@ -65,13 +65,14 @@ impl RunDirectory {
             return Ok(run);
         }
         let what = if path.is_dir() { "is no run directory: it has no config.toml" } else { "does not exist" };
-        let known: Vec<String> = fs::read_dir("runs")
+        let mut known: Vec<String> = fs::read_dir("runs")
             .into_iter()
             .flatten()
             .flatten()
             .filter(|e| e.path().join("config.toml").is_file())
             .map(|e| e.path().display().to_string())
             .collect();
+        known.sort();
         let help = match known.is_empty() {
             true => "`steadfast train` makes one below runs/".to_string(),
             false => load_suggestion(&path.display().to_string(), known),

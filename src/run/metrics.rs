@@ -100,7 +100,7 @@ fn line(step: u64, update: u64, values: &[(String, f64)]) -> String {
 pub struct Row {
     /// Joint environment steps so far.
     pub step: u64,
-    /// The numbers; those that were not finite are missing.
+    /// The numbers, without counters of steps and updates; those that were not finite are missing.
     pub values: BTreeMap<String, f64>,
 }
 
@@ -114,7 +114,7 @@ pub fn parse(text: &[u8]) -> Result<Vec<Row>, (usize, String)> {
     for (i, line) in text[..finished].split(|&b| b == b'\n').enumerate().filter(|(_, l)| !l.is_empty()) {
         let values: BTreeMap<String, Option<f64>> = serde_json::from_slice(line).map_err(|e| (i + 1, e.to_string()))?;
         let step = values.get("step").copied().flatten().ok_or_else(|| (i + 1, "there is no `step`".to_string()))?;
-        let values = values.into_iter().filter_map(|(n, v)| v.map(|v| (n, v))).filter(|(n, _)| n != "step").collect();
+        let values = values.into_iter().filter_map(|(n, v)| v.map(|v| (n, v))).filter(|(n, _)| n != "step" && n != "update").collect();
         rows.push(Row { step: step as u64, values });
     }
     Ok(rows)

@@ -1,12 +1,13 @@
 //! `eval.csv` and `episodes.csv`: what evaluations found.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig};
 
 use super::log::LogFile;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::plot::stats::Summary;
 
 /// Name of the table of evaluations.
@@ -35,9 +36,9 @@ pub struct EvalRow {
     pub step: u64,
     /// Name of the perturbation, or `none`.
     pub perturbation: String,
-    /// Its strength.
+    /// Its strength; of several perturbations that of the first.
     pub level: f64,
-    /// Its other settings as TOML.
+    /// Its other settings as a TOML table; a list of tables if there are several perturbations.
     pub settings: String,
     /// Kind of actions: `discrete` or `continuous`.
     pub actions: String,
@@ -63,6 +64,9 @@ pub struct EvalRow {
     pub length: f64,
     /// Fraction of episodes that ended for a reason of the task.
     pub terminated: f64,
+    /// Means over episodes of the world's own numbers, by the names of their columns.
+    #[serde(skip_deserializing, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What was evaluated, besides the episodes.
@@ -81,25 +85,30 @@ pub struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    /// Name, level and other settings of the perturbations, joined by `+` if there are several.
+    /// Names joined by `+`, level of the first, and what else is set.
     fn describe(&self) -> (String, f64, String) {
         let names: Vec<&str> = self.perturbations.iter().map(PerturbationConfig::name).collect();
-        let settings: Vec<String> = self.perturbations.iter().map(settings).collect();
         match self.perturbations {
             [] => ("none".to_string(), 0.0, String::new()),
-            [first, ..] => (names.join("+"), first.level(), settings.join("+")),
+            [one] => (names.join("+"), one.level(), settings(one, false).to_string()),
+            // The strengths of the others have no column, so they are settings.
+            [first, others @ ..] => {
+                let tables = std::iter::once(settings(first, false)).chain(others.iter().map(|p| settings(p, true)));
+                (names.join("+"), first.level(), toml::Value::Array(tables.collect()).to_string())
+            }
         }
     }
 }
 
-/// Settings of a perturbation without its strength, as an inline table.
-fn settings(perturbation: &PerturbationConfig) -> String {
-    let level_fields = ["magnitude", "probability"];
-    let Ok(toml::Value::Table(table)) = toml::Value::try_from(perturbation) else { return String::new() };
+/// Fields that say how strong a perturbation is.
+const LEVEL_FIELDS: [&str; 2] = ["magnitude", "probability"];
+
+/// Settings of a perturbation, with or without its strength, as a table.
+fn settings(perturbation: &PerturbationConfig, with_level: bool) -> toml::Value {
+    let table = toml::Table::try_from(perturbation).unwrap_or_default();
     let inner = table.into_iter().next().and_then(|(_, v)| v.as_table().cloned()).unwrap_or_default();
-    let kept: toml::Table =
-        inner.into_iter().filter(|(k, v)| !level_fields.contains(&k.as_str()) && !v.as_array().is_some_and(Vec::is_empty)).collect();
-    toml::Value::Table(kept).to_string()
+    let is_kept = |k: &str, v: &toml::Value| (with_level || !LEVEL_FIELDS.contains(&k)) && !v.as_array().is_some_and(Vec::is_empty);
+    toml::Value::Table(inner.into_iter().filter(|(k, v)| is_kept(k, v)).collect())
 }
 
 impl EvalRow {
@@ -127,90 +136,131 @@ impl EvalRow {
             return_agent_mean_ci95: agent.half_width,
             length: of(&|e| e.length as f64)?.mean,
             terminated: of(&|e| f64::from(u8::from(e.terminated)))?.mean,
+            metrics: metric_columns(spec).enumerate().filter_map(|(i, name)| Some((name, of(&|e| e.metrics[i])?.mean))).collect(),
         })
+    }
+
+    /// Strengths of all perturbations, in their order.
+    pub fn levels(&self) -> Vec<f64> {
+        if self.perturbation == "none" {
+            return Vec::new();
+        }
+        let read: Option<toml::Table> = format!("settings = {}", self.settings).parse().ok();
+        let others = match read.as_ref().and_then(|t| t.get("settings")) {
+            Some(toml::Value::Array(items)) => items.get(1..).unwrap_or_default(),
+            _ => &[],
+        };
+        let level_of = |table: &toml::Value| LEVEL_FIELDS.iter().find_map(|f| table.get(f)?.as_float());
+        std::iter::once(self.level).chain(others.iter().filter_map(level_of)).collect()
+    }
+}
+
+/// Columns of the world's own numbers.
+fn metric_columns(spec: &EnvSpec) -> impl Iterator<Item = String> {
+    spec.episode_metrics.iter().map(|name| format!("metric_{name}"))
+}
+
+/// A table that only grows. Its header says which columns it has; a table of an earlier version keeps its columns.
+#[derive(Debug)]
+struct Table {
+    file: LogFile,
+    header: Vec<String>,
+}
+
+impl Table {
+    fn open(path: &Path, columns: Vec<String>) -> Result<Self> {
+        let mut file = LogFile::open(path)?;
+        if file.len()? == 0 {
+            file.append(&record(columns.iter().map(String::as_str)))?;
+            return Ok(Self { file, header: columns });
+        }
+        let bytes = std::fs::read(path).map_err(|e| Failure::file("read", path, e))?;
+        let header = csv::Reader::from_reader(bytes.as_slice()).headers().map(|h| h.iter().map(str::to_string).collect());
+        let header = header.map_err(|e| Failure::run(format!("cannot read {}: {e}", path.display())))?;
+        Ok(Self { file, header })
+    }
+
+    fn line(&self, fields: &[(&str, String)]) -> Vec<u8> {
+        let value = |column: &String| fields.iter().find(|(name, _)| name == column).map_or("", |(_, value)| value.as_str());
+        record(self.header.iter().map(value))
     }
 }
 
 /// The open tables of a run.
 #[derive(Debug)]
 pub struct ResultsLog {
-    eval: LogFile,
-    episodes: LogFile,
+    eval: Table,
+    episodes: Table,
+    metrics: Vec<String>,
 }
 
 impl ResultsLog {
     /// Opens or creates the tables in `run`.
     ///
     /// # Errors
-    /// [`crate::failure::Failure::Run`] naming the file.
+    /// [`Failure::Run`] naming the file.
     pub fn open(run: &Path, spec: &EnvSpec) -> Result<Self> {
-        let (mut eval, mut episodes) = (LogFile::open(&run.join(EVAL))?, LogFile::open(&run.join(EPISODES))?);
-        let metrics: Vec<String> = spec.episode_metrics.iter().map(|name| format!("metric_{name}")).collect();
-        if eval.len()? == 0 {
-            let columns = EVAL_COLUMNS.iter().map(ToString::to_string).chain(metrics.clone());
-            eval.append(&record(columns))?;
-        }
-        if episodes.len()? == 0 {
-            let columns = EPISODE_COLUMNS.iter().map(ToString::to_string).chain(metrics);
-            episodes.append(&record(columns))?;
-        }
-        Ok(Self { eval, episodes })
+        let metrics: Vec<String> = metric_columns(spec).collect();
+        let columns = |fixed: &[&str]| fixed.iter().map(ToString::to_string).chain(metrics.clone()).collect();
+        Ok(Self {
+            eval: Table::open(&run.join(EVAL), columns(&EVAL_COLUMNS))?,
+            episodes: Table::open(&run.join(EPISODES), columns(&EPISODE_COLUMNS))?,
+            metrics,
+        })
     }
 
     /// Appends an evaluation and its episodes.
     ///
     /// # Errors
-    /// [`crate::failure::Failure::Run`] naming the file.
+    /// [`Failure::Run`] naming the file.
     pub fn write(&mut self, row: &EvalRow, episodes: &EpisodeLog) -> Result<()> {
-        let source = name_of(row.source);
-        let mode = name_of(row.mode);
-        let n_metrics = if episodes.is_empty() { 0 } else { episodes.get(0).metrics.len() };
-        let metric_mean = |i: usize| episodes.iter().map(|e| e.metrics[i]).sum::<f64>() / episodes.len() as f64;
-        let fixed = [
-            source.clone(),
-            row.step.to_string(),
-            row.perturbation.clone(),
-            row.level.to_string(),
-            row.settings.clone(),
-            row.actions.clone(),
-            mode,
-            row.seed.to_string(),
-            row.episodes.to_string(),
-            row.return_team_sum.to_string(),
-            row.return_team_sum_std.to_string(),
-            row.return_team_sum_ci95.to_string(),
-            row.return_agent_mean.to_string(),
-            row.return_agent_mean_std.to_string(),
-            row.return_agent_mean_ci95.to_string(),
-            row.length.to_string(),
-            row.terminated.to_string(),
+        let setting = [
+            ("source", name_of(row.source)),
+            ("step", row.step.to_string()),
+            ("perturbation", row.perturbation.clone()),
+            ("level", row.level.to_string()),
+            ("settings", row.settings.clone()),
+            ("actions", row.actions.clone()),
+            ("mode", name_of(row.mode)),
+            ("seed", row.seed.to_string()),
+        ];
+        let found = [
+            ("episodes", row.episodes.to_string()),
+            ("return_team_sum", row.return_team_sum.to_string()),
+            ("return_team_sum_std", row.return_team_sum_std.to_string()),
+            ("return_team_sum_ci95", row.return_team_sum_ci95.to_string()),
+            ("return_agent_mean", row.return_agent_mean.to_string()),
+            ("return_agent_mean_std", row.return_agent_mean_std.to_string()),
+            ("return_agent_mean_ci95", row.return_agent_mean_ci95.to_string()),
+            ("length", row.length.to_string()),
+            ("terminated", row.terminated.to_string()),
         ];
         let mut lines = Vec::new();
         for episode in episodes.iter() {
-            let fixed = [
-                source.clone(),
-                row.step.to_string(),
-                row.perturbation.clone(),
-                row.level.to_string(),
-                row.seed.to_string(),
-                episode.number.to_string(),
-                episode.team_sum().to_string(),
-                episode.agent_mean().to_string(),
-                episode.length.to_string(),
-                episode.terminated.to_string(),
-            ];
-            lines.extend(record(fixed.into_iter().chain(episode.metrics.iter().map(ToString::to_string))));
+            let mut fields = setting.to_vec();
+            fields.extend([
+                ("episode", episode.number.to_string()),
+                ("return_team_sum", episode.team_sum().to_string()),
+                ("return_agent_mean", episode.agent_mean().to_string()),
+                ("length", episode.length.to_string()),
+                ("terminated", episode.terminated.to_string()),
+            ]);
+            fields.extend(self.metrics.iter().zip(episode.metrics).map(|(name, value)| (name.as_str(), value.to_string())));
+            lines.extend(self.episodes.line(&fields));
         }
-        self.episodes.append(&lines)?;
-        self.eval.append(&record(fixed.into_iter().chain((0..n_metrics).map(|i| metric_mean(i).to_string()))))
+        self.episodes.file.append(&lines)?;
+        let metrics = row.metrics.iter().map(|(name, value)| (name.as_str(), value.to_string()));
+        let fields: Vec<(&str, String)> = setting.into_iter().chain(found).chain(metrics).collect();
+        let line = self.eval.line(&fields);
+        self.eval.file.append(&line)
     }
 
     /// Cuts the tables back, but keeps what the `eval` command appended meanwhile.
     ///
     /// # Errors
-    /// [`crate::failure::Failure::Run`] naming the file.
+    /// [`Failure::Run`] naming the file.
     pub fn rewind(&mut self, eval: u64, episodes: u64) -> Result<()> {
-        for (file, length) in [(&mut self.eval, eval), (&mut self.episodes, episodes)] {
+        for (file, length) in [(&mut self.eval.file, eval), (&mut self.episodes.file, episodes)] {
             let tail = file.truncate(length)?;
             let kept: Vec<u8> = tail
                 .split_inclusive(|&b| b == b'\n')
@@ -227,7 +277,7 @@ impl ResultsLog {
 
     /// The files by name, for lengths.
     pub fn files(&self) -> [(&'static str, &LogFile); 2] {
-        [(EVAL, &self.eval), (EPISODES, &self.episodes)]
+        [(EVAL, &self.eval.file), (EPISODES, &self.episodes.file)]
     }
 }
 
@@ -251,8 +301,22 @@ const EVAL_COLUMNS: [&str; 17] = [
     "terminated",
 ];
 
-const EPISODE_COLUMNS: [&str; 10] =
-    ["source", "step", "perturbation", "level", "seed", "episode", "return_team_sum", "return_agent_mean", "length", "terminated"];
+/// The first eight are those of [`EVAL_COLUMNS`], by which the tables are joined.
+const EPISODE_COLUMNS: [&str; 13] = [
+    "source",
+    "step",
+    "perturbation",
+    "level",
+    "settings",
+    "actions",
+    "mode",
+    "seed",
+    "episode",
+    "return_team_sum",
+    "return_agent_mean",
+    "length",
+    "terminated",
+];
 
 /// Name of a unit variant as serde writes it.
 fn name_of(value: impl Serialize) -> String {
@@ -262,7 +326,7 @@ fn name_of(value: impl Serialize) -> String {
     }
 }
 
-fn record(fields: impl IntoIterator<Item = String>) -> Vec<u8> {
+fn record<'a>(fields: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).expect("writing to memory cannot fail");
     writer.into_inner().expect("flushing memory cannot fail")
@@ -274,22 +338,29 @@ fn record(fields: impl IntoIterator<Item = String>) -> Vec<u8> {
 /// The reason, with the line.
 pub fn parse(text: &[u8]) -> Result<Vec<EvalRow>, String> {
     let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    csv::Reader::from_reader(&text[..finished]).deserialize().collect::<Result<_, csv::Error>>().map_err(|e| e.to_string())
+    let mut reader = csv::Reader::from_reader(&text[..finished]);
+    let header = reader.headers().map_err(|e| e.to_string())?.clone();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| e.to_string())?;
+        let mut row: EvalRow = record.deserialize(Some(&header)).map_err(|e| e.to_string())?;
+        let own = header.iter().zip(&record).filter(|(name, _)| name.starts_with("metric_"));
+        row.metrics = own.filter_map(|(name, value)| Some((name.to_string(), value.parse().ok()?))).collect();
+        rows.push(row);
+    }
+    Ok(rows)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn example() -> EvalRow {
-        EvalRow {
+impl EvalRow {
+    /// A row for tests.
+    pub fn example() -> Self {
+        Self {
             source: Source::Final,
             step: 100,
             perturbation: "observation_noise".to_string(),
             level: 0.1,
-            settings: settings(&PerturbationConfig::ObservationNoise(Default::default())),
+            settings: settings(&PerturbationConfig::ObservationNoise(Default::default()), false).to_string(),
             actions: "discrete".to_string(),
             mode: ActMode::Greedy,
             seed: 3,
@@ -302,7 +373,19 @@ mod tests {
             return_agent_mean_ci95: 0.2,
             length: 25.0,
             terminated: 0.0,
+            metrics: BTreeMap::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn example() -> EvalRow {
+        EvalRow::example()
     }
 
     #[test]
@@ -313,11 +396,43 @@ mod tests {
         assert_eq!(by_serde.lines().next().unwrap(), EVAL_COLUMNS.join(","));
 
         let directory = tempfile::tempdir().unwrap();
-        let spec = steadfast_envs::EnvConfig::Identity(Default::default()).build().unwrap().spec().clone();
+        let spec = steadfast_envs::EnvConfig::SimpleSpread(Default::default()).build().unwrap().spec().clone();
         let mut log = ResultsLog::open(directory.path(), &spec).unwrap();
-        log.write(&example(), &EpisodeLog::default()).unwrap();
+        let with_own = EvalRow { metrics: metric_columns(&spec).zip([1.5, -2.0, 0.1, f64::INFINITY, 3.0]).collect(), ..example() };
+        assert!(with_own.metrics.contains_key("metric_return_shared_sum"));
+        log.write(&with_own, &EpisodeLog::default()).unwrap();
+        // Opened again, the header is not repeated.
+        ResultsLog::open(directory.path(), &spec).unwrap().write(&with_own, &EpisodeLog::default()).unwrap();
         let text = std::fs::read(directory.path().join(EVAL)).unwrap();
-        assert_eq!(parse(&text).unwrap(), [example()]);
+        assert_eq!(parse(&text).unwrap(), [with_own.clone(), with_own]);
+    }
+
+    #[test]
+    fn episodes_join_evaluations() {
+        assert_eq!(EPISODE_COLUMNS[..8], EVAL_COLUMNS[..8]);
+    }
+
+    #[test]
+    fn a_table_of_an_earlier_version_keeps_its_columns() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table.csv");
+        std::fs::write(&path, "seed,mode\n").unwrap();
+        let table = Table::open(&path, vec!["mode".to_string(), "seed".to_string(), "new".to_string()]).unwrap();
+        let line = table.line(&[("mode", "greedy".to_string()), ("seed", "3".to_string()), ("new", "x".to_string())]);
+        assert_eq!(line, b"3,greedy\n");
+    }
+
+    #[test]
+    fn every_level_of_combined_perturbations_is_kept() {
+        let noise = PerturbationConfig::ObservationNoise(Default::default()).with_level(0.25);
+        let malice = PerturbationConfig::MaliciousAction(Default::default()).with_level(0.75);
+        let both = [noise, malice];
+        let setting = Setting { source: Source::Eval, step: 0, perturbations: &both, mode: ActMode::Greedy, seed: 0 };
+        let (perturbation, level, settings) = setting.describe();
+        assert_eq!((perturbation.as_str(), level), ("observation_noise+malicious_action", 0.25));
+        assert!(!settings.contains("magnitude") && settings.contains("probability = 0.75"), "{settings}");
+        assert_eq!(EvalRow { perturbation, level, settings, ..example() }.levels(), [0.25, 0.75]);
+        assert_eq!(example().levels(), [0.1]);
     }
 
     #[test]

@@ -29,7 +29,8 @@ fn mistakes_in_arguments() {
     insta::assert_snapshot!("override_type", check("", &["slots=many"]));
     insta::assert_snapshot!("override_range", check("", &["agent.ppo.gae_lambda=-1"]));
     insta::assert_snapshot!("override_other_env", check("[env.pendulum]\n", &["env.simple_spread.n_agents=5"]));
-    insta::assert_snapshot!("override_without_value", check("", &["seed"]));
+    insta::assert_snapshot!("two_recipes", check("", &["seed"]));
+    insta::assert_snapshot!("rollout_too_large", check("", &["agent.ppo.rollout_steps=1000000000000"]));
 }
 
 #[test]
@@ -50,7 +51,9 @@ fn unusable_checkpoints() {
     place.succeed(&["train", TINY, "total_steps=1200", "robustness=[]", "--output", "run"]);
     for (name, arguments) in [
         ("eval_no_such_agent", &["eval", "run", "--observation-noise", "0.1", "--agents", "agent_7"][..]),
-        ("eval_negative_noise", &["eval", "run", "--observation-noise=-1"]),
+        ("eval_negative_noise", &["eval", "run", "--observation-noise", "-1"]),
+        ("eval_broken_perturbation", &["eval", "run", "--perturb", "{ malicious_action = { probability = 2 } }"]),
+        ("eval_one_episode", &["eval", "run", "--episodes", "1"]),
         ("eval_no_such_step", &["eval", "run", "--checkpoint", "77"]),
         ("eval_broken_table", &["eval", "run", "--perturb", "{ observation_noise = { magnitud = 1 } }"]),
         ("plot_unknown_metric", &["plot", "run", "--metric", "train/polcy_loss"]),
@@ -73,9 +76,15 @@ fn unusable_checkpoints() {
     // Checkpoints of another version.
     for entry in std::fs::read_dir(place.path("run/checkpoints")).unwrap() {
         let file = entry.unwrap().path().join("progress.json");
-        let text = std::fs::read_to_string(&file).unwrap().replace("\"format_version\": 1", "\"format_version\": 99");
+        let text = std::fs::read_to_string(&file)
+            .unwrap()
+            .replace(&format!("\"steadfast_version\": \"{}\"", env!("CARGO_PKG_VERSION")), "\"steadfast_version\": \"7.1.0\"")
+            .replace("\"format_version\": 1", "\"format_version\": 99");
         std::fs::write(&file, text).unwrap();
     }
     std::fs::remove_file(place.path("run/summary.json")).unwrap();
     insta::assert_snapshot!("other_version", place.fail(1, &["train", "--resume", "run"]));
+    insta::assert_snapshot!("eval_other_version", place.fail(1, &["eval", "run"]));
+    std::fs::remove_dir_all(place.path("run/checkpoints")).unwrap();
+    insta::assert_snapshot!("eval_without_checkpoint", place.fail(1, &["eval", "run"]));
 }

@@ -1,29 +1,34 @@
 //! A killed run resumes to the same bytes as an uninterrupted one.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::command::{Place, TINY, assert_equal_runs, names, newest_checkpoint};
 
-/// Kills a run again and again after random times; returns how often it was hit alive.
-fn run_with_kills(place: &Place, run: &str, changes: &[&str], mut seed: u64, max_kills: usize) -> usize {
-    let mut kills = 0;
+/// Kills a run again and again, each time within the part that a start should take if `kills` starts share the work;
+/// returns how many kills hit it alive.
+fn run_with_kills(place: &Place, run: &str, changes: &[&str], whole: Duration, mut seed: u64, kills: usize) -> usize {
+    let mut hits = 0;
+    let mut tries = 0;
     let mut arguments = vec!["train", TINY, "--output", run];
     arguments.extend(changes);
     loop {
         let mut child = place.command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        if kills < max_kills {
+        if tries < kills {
+            tries += 1;
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            std::thread::sleep(Duration::from_millis(15 + (seed >> 33) % 250));
+            // Up to an equal share of the run, so that there is work left for the last kill even if starts become faster.
+            let share = whole.as_secs_f64() / (kills + 1) as f64;
+            std::thread::sleep(Duration::from_secs_f64(share * ((seed >> 33) as f64 / (1_u64 << 31) as f64)));
             // SIGKILL: the process gets no chance to put anything in order.
             child.kill().unwrap();
         }
         let output = child.wait_with_output().unwrap();
         if output.status.success() {
-            return kills;
+            return hits;
         }
         assert_eq!(output.status.code(), None, "{}", String::from_utf8_lossy(&output.stderr));
-        kills += 1;
+        hits += 1;
         // The first kill may come before the run directory exists.
         if place.path(&format!("{run}/config.toml")).exists() {
             arguments = vec!["train", "--resume", run];
@@ -33,28 +38,78 @@ fn run_with_kills(place: &Place, run: &str, changes: &[&str], mut seed: u64, max
     }
 }
 
+/// Trains an uninterrupted run and measures how long it takes.
+fn whole_run(place: &Place, changes: &[&str]) -> Duration {
+    let begin = Instant::now();
+    place.succeed(&[&["train", TINY, "--output", "whole"], changes].concat());
+    begin.elapsed()
+}
+
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
     let place = Place::new();
-    place.succeed(&["train", TINY, "threads=1", "--output", "whole"]);
+    let whole = whole_run(&place, &["threads=1"]);
     let mut kills = 0;
     for (i, threads) in ["threads=1", "threads=2"].into_iter().enumerate() {
         let run = format!("killed-{i}");
-        kills += run_with_kills(&place, &run, &[threads], 17 + i as u64, 5);
+        kills += run_with_kills(&place, &run, &[threads], whole, 17 + i as u64, 5);
         assert_equal_runs(&place, "whole", &run);
         assert_eq!(events(&place, "whole"), events(&place, &run));
+        // Each start that got as far is in the manifest.
+        let manifest = String::from_utf8(place.read(&format!("{run}/manifest.json"))).unwrap();
+        assert!(manifest.contains("\"unix_seconds\""), "{manifest}");
     }
-    assert!(kills >= 6, "only {kills} kills hit a living process");
+    assert!(kills >= 8, "only {kills} of 10 kills hit a living process");
 }
 
 #[test]
 #[ignore = "slow: fifty kills"]
 fn a_run_killed_fifty_times_resumes_to_the_same_bytes() {
     let place = Place::new();
-    place.succeed(&["train", TINY, "total_steps=100000", "--output", "whole"]);
-    let kills = run_with_kills(&place, "killed", &["total_steps=100000"], 99, 50);
+    let whole = whole_run(&place, &["total_steps=100000"]);
+    let kills = run_with_kills(&place, "killed", &["total_steps=100000"], whole, 99, 50);
     assert_equal_runs(&place, "whole", "killed");
-    assert!(kills >= 25, "only {kills} kills hit a living process");
+    assert!(kills >= 40, "only {kills} of 50 kills hit a living process");
+}
+
+#[test]
+fn a_log_that_was_cut_leads_to_an_older_checkpoint_or_to_an_explanation() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "total_steps=4000", "--output", "whole"]);
+    place.succeed(&["train", TINY, "total_steps=4000", "--output", "cut"]);
+    std::fs::remove_file(place.path("cut/summary.json")).unwrap();
+    // Without its last byte the log does not reach to the newest checkpoint.
+    let file = place.path("cut/metrics.jsonl");
+    let bytes = place.read("cut/metrics.jsonl");
+    std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    let answer = place.succeed(&["train", "--resume", "cut"]);
+    assert!(answer.err.contains("cannot be used: metrics.jsonl has"), "{}", answer.err);
+    assert_equal_runs(&place, "whole", "cut");
+
+    // Nothing reaches back to any checkpoint: nothing is changed, and the message says how to go on.
+    std::fs::remove_file(place.path("cut/summary.json")).unwrap();
+    std::fs::remove_file(place.path("cut/eval.csv")).unwrap();
+    let text = place.fail(1, &["train", "--resume", "cut"]);
+    assert!(text.contains("eval.csv has 0 bytes") && text.contains("start again with"), "{text}");
+    assert_eq!(place.read("cut/metrics.jsonl"), place.read("whole/metrics.jsonl"));
+    assert!(!place.path("cut/eval.csv").exists());
+}
+
+#[test]
+fn another_program_or_machine_is_noted() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "total_steps=1000", "--output", "run"]);
+    let manifest = place.path("run/manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, text.replace(env!("CARGO_PKG_VERSION"), "0.0.1")).unwrap();
+    std::fs::remove_file(place.path("run/summary.json")).unwrap();
+    let answer = place.succeed(&["train", "--resume", "run"]);
+    assert!(answer.err.contains("version was 0.0.1, is"), "{}", answer.err);
+    // A lost manifest is written again.
+    std::fs::remove_file(&manifest).unwrap();
+    std::fs::remove_file(place.path("run/summary.json")).unwrap();
+    let answer = place.succeed(&["train", "--resume", "run"]);
+    assert!(manifest.exists() && !answer.err.contains("version was"), "{}", answer.err);
 }
 
 /// Steps of all records in the event file; times differ between runs.

@@ -39,4 +39,8 @@ fn a_checkpoint_that_does_not_fit_is_not_left_behind() {
     assert_eq!(failed.code, Some(1), "{}", failed.err);
     assert!(failed.err.contains("learner.safetensors"), "{}", failed.err);
     assert_eq!(names(&place.path("run/checkpoints")), Vec::<String>::new());
+    // With room again the run goes on as if nothing had happened.
+    place.succeed(&["train", "--resume", "run"]);
+    place.succeed(&["train", TINY, "agent.ppo.policy_hidden=[128]", "--output", "whole"]);
+    crate::command::assert_equal_runs(&place, "whole", "run");
 }
