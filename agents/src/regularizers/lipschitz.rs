@@ -222,6 +222,10 @@ pub struct LipschitzRegularizer {
     gradient: Gradient,
     probe_every: usize,
     rng: Rng,
+    /// Standard normals from which the starts of ascents are cut at random places: a start only has to point somewhere,
+    /// and a fresh draw per feature would cost as much as the ascent step.
+    starts: Vec<f32>,
+    starts_seed: u64,
     // Room for one minibatch, kept from call to call.
     perturbed: Vec<f32>,
     offset: Vec<f32>,
@@ -233,7 +237,8 @@ pub struct LipschitzRegularizer {
 
 impl LipschitzRegularizer {
     /// The adversarial penalty.
-    pub fn adversarial(config: &LipschitzConfig, rng: Rng) -> Self {
+    pub fn adversarial(config: &LipschitzConfig, mut rng: Rng) -> Self {
+        let starts_seed = rng.next_u64();
         let radius = config.radius as f32;
         let automatic = if config.steps <= 1 { config.radius } else { 2.0 * config.radius / config.steps as f64 };
         let step_size = config.step_size.unwrap_or(automatic) as f32;
@@ -249,6 +254,8 @@ impl LipschitzRegularizer {
             gradient: config.gradient,
             probe_every: config.probe_every,
             rng,
+            starts: draw_starts(starts_seed),
+            starts_seed,
             perturbed: Vec::new(),
             offset: Vec::new(),
             d_output: Vec::new(),
@@ -289,7 +296,14 @@ impl LipschitzRegularizer {
             Search::Draw => (1.0, 0, 0.0),
         };
         for u in self.offset.chunks_exact_mut(features) {
-            u.iter_mut().for_each(|v| *v = std * self.rng.normal_f32());
+            if steps > 0 && features < N_STARTS {
+                let first = self.rng.below(N_STARTS - features);
+                for (v, start) in u.iter_mut().zip(&self.starts[first..]) {
+                    *v = std * start;
+                }
+            } else {
+                u.iter_mut().for_each(|v| *v = std * self.rng.normal_f32());
+            }
             project(u, self.norm, self.radius);
         }
         self.place(observed, width, features);
@@ -415,6 +429,7 @@ impl Regularizer for LipschitzRegularizer {
         let mut words = SnapshotWriter::default();
         self.rng.snapshot(&mut words);
         state.put_u64(format!("{prefix}rng"), &words.into_words());
+        state.put_u64(format!("{prefix}starts_seed"), &[self.starts_seed]);
     }
 
     fn load(&mut self, prefix: &str, state: &StateDict) -> Result<(), AgentError> {
@@ -422,14 +437,54 @@ impl Regularizer for LipschitzRegularizer {
         let mut words = SnapshotReader::new("regulariser", words);
         self.rng = Rng::restore(&mut words)?;
         words.finish()?;
+        self.starts_seed = state.counter(&format!("{prefix}starts_seed"))?;
+        self.starts = draw_starts(self.starts_seed);
         Ok(())
     }
+}
+
+/// Numbers in [`LipschitzRegularizer::starts`].
+const N_STARTS: usize = 1 << 14;
+
+fn draw_starts(seed: u64) -> Vec<f32> {
+    let mut rng = Rng::from_seed(seed);
+    (0..N_STARTS).map(|_| rng.normal_f32()).collect()
+}
+
+/// `Σ (aᵢ bᵢ)²` in eight interleaved sums: a fixed order that vectorises.
+fn weighted_squares(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 8];
+    let (mut left, mut right) = (a.chunks_exact(8), b.chunks_exact(8));
+    for (x, y) in (&mut left).zip(&mut right) {
+        for i in 0..8 {
+            sums[i] += (x[i] * y[i]) * (x[i] * y[i]);
+        }
+    }
+    for (i, (x, y)) in left.remainder().iter().zip(right.remainder()).enumerate() {
+        sums[i] += (x * y) * (x * y);
+    }
+    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
+}
+
+/// `Σ aᵢ²` in the same order.
+fn squares(a: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 8];
+    let mut blocks = a.chunks_exact(8);
+    for x in &mut blocks {
+        for i in 0..8 {
+            sums[i] += x[i] * x[i];
+        }
+    }
+    for (i, x) in blocks.remainder().iter().enumerate() {
+        sums[i] += x * x;
+    }
+    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
 }
 
 /// Length of a perturbation.
 fn length(u: &[f32], norm: Norm) -> f32 {
     match norm {
-        Norm::L2 => u.iter().map(|v| v * v).sum::<f32>().sqrt(),
+        Norm::L2 => squares(u).sqrt(),
         Norm::Linf => u.iter().fold(0.0, |m, v| m.max(v.abs())),
     }
 }
@@ -452,7 +507,7 @@ fn project(u: &mut [f32], norm: Norm, radius: f32) {
 fn ascend(u: &mut [f32], gradient: &[f32], unit: &[f32], norm: Norm, step_size: f32) {
     match norm {
         Norm::L2 => {
-            let square: f32 = gradient.iter().zip(unit).map(|(g, s)| (g * s) * (g * s)).sum();
+            let square = weighted_squares(&gradient[..unit.len()], unit);
             // A network that does not react has no direction to ascend; squares of tiny gradients underflow to 0.
             if square > 0.0 {
                 let factor = step_size / square.sqrt();
