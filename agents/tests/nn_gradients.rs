@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use dfdx::prelude::*;
+use steadfast_agents::head::{ActionRows, Evaluation, PolicyHead};
 use steadfast_agents::nn::categorical::{self, CategoricalWork};
 use steadfast_agents::nn::gaussian::{self, GaussianWork, KlGradients};
+use steadfast_agents::nn::squashed_gaussian::{self, ActionBox};
 use steadfast_agents::nn::{Activation, Mlp, MlpNode, NamedTensor, Rows, Trace as MlpTrace, distance};
-use steadfast_envs::Rng;
+use steadfast_envs::{Rng, Space};
 
 type Matrix = Tensor<(usize, usize), f32, Cpu>;
 type Vector = Tensor<(usize,), f32, Cpu>;
@@ -177,6 +179,57 @@ fn clipped_loss_of_a_gaussian_equals_composed_operations() {
     // The ratio carries the rounding of log-probabilities of size ten; per-sample gradients are of size 1 / rows.
     assert_close("d_mean", &d_mean, &gradients.get(&mean).as_vec(), 3e-7);
     assert_close("d_log_std", &d_log_std, &gradients.get(&log_std).as_vec(), 3e-6);
+}
+
+#[test]
+fn clipped_loss_of_a_squashed_gaussian_equals_composed_operations() {
+    let device = Cpu::default();
+    let mut rng = Rng::from_seed(4);
+    let (rows, d) = (200, 3);
+    let (low, high) = (-2.0_f32, 4.0_f32);
+    let mut head = PolicyHead::new(&Space::interval(d, low, high), true, 0.0).expect("a bounded box");
+    let (mean, log_std) = (noise(rows * d, 0.5, &mut rng), noise(d, 0.3, &mut rng));
+    head.log_std_mut().copy_from_slice(&log_std);
+    let bounds = ActionBox::new(&vec![low; d], &vec![high; d]).expect("low below high");
+    let actions: Vec<f32> = (0..rows * d).map(|_| low + (high - low) * (0.1 + 0.8 * rng.unit_f32())).collect();
+    let mut pre = vec![0.0; rows * d];
+    squashed_gaussian::inverse(&bounds, &actions, &mut pre);
+    let advantage = noise(rows, 1.0, &mut rng);
+    let mut evaluation = Evaluation::default();
+    let chosen = ActionRows { indices: &[], vectors: &actions };
+    head.evaluate(&mean, rows, chosen, &mut evaluation);
+    let log_prob = evaluation.log_prob.clone();
+    let old: Vec<f32> = log_prob.iter().map(|l| l + 0.3 * rng.normal_f32()).collect();
+    let d_log_prob = clipped_derivative(&log_prob, &old, &advantage);
+    let bonus = 0.02;
+    let d_entropy = vec![-bonus / rows as f32; rows];
+    let (mut d_mean, mut d_log_std) = (vec![0.0; rows * d], vec![0.0; d]);
+    head.backward(chosen, &mut evaluation, &d_log_prob, &d_entropy, &mut d_mean, &mut d_log_std);
+
+    // The drawn normals, as constants: the entropy estimate moves with its sample along them.
+    let normals: Vec<f32> = (0..rows * d).map(|i| (pre[i] - mean[i]) / log_std[i % d].exp()).collect();
+    let (mean, log_std): (Matrix, Vector) = (device.tensor_from_vec(mean, (rows, d)), device.tensor_from_vec(log_std, (d,)));
+    let (pre, normals): (Matrix, Matrix) = (device.tensor_from_vec(pre, (rows, d)), device.tensor_from_vec(normals, (rows, d)));
+    let half_log_tau = 0.5 * std::f32::consts::TAU.ln();
+    let log_scale = (0.5 * (high - low)).ln();
+    let ln_2 = std::f32::consts::LN_2;
+    let over_rows = || log_std.leaky_trace().broadcast_like::<(usize, usize), Axis<0>>(&(rows, d));
+    // ln scale + 2 (ln 2 − u − ln(1 + e^(−2u))), the logarithm of the stretch of the map at u.
+    let stretch = (pre.clone() * 2.0 + ((pre.clone() * -2.0).exp() + 1.0).ln() * 2.0) * -1.0 + (2.0 * ln_2 + log_scale);
+    let inverse = log_std.leaky_trace().negate().exp().broadcast_like::<(usize, usize), Axis<0>>(&(rows, d));
+    let z = (mean.leaky_trace() - pre) * inverse;
+    let l = (z.square() * 0.5 + over_rows() + half_log_tau + stretch).sum::<(usize,), Axis<1>>().negate();
+    assert_close("log_prob", &log_prob, &l.as_vec(), 1e-4);
+    let (old, advantage) = (device.tensor_from_vec(old, (rows,)), device.tensor_from_vec(advantage, (rows,)));
+    let clipped = clipped_loss(l, &old, &advantage);
+    // −log π of the moving sample u = mean + σ ε; its first term ½ ε² is constant.
+    let u = over_rows().exp() * normals + mean.clone();
+    let u2 = u.with_empty_tape() * -2.0;
+    let moving_stretch = u * -2.0 + (u2.exp() + 1.0).ln() * -2.0 + (2.0 * ln_2 + log_scale);
+    let entropy = (over_rows() + moving_stretch).sum::<Rank0, _>();
+    let gradients = (clipped - entropy * (bonus / rows as f32)).backward();
+    assert_close("d_log_std", &d_log_std, &gradients.get(&log_std).as_vec(), 1e-5);
+    assert_close("d_mean", &d_mean, &gradients.get(&mean).as_vec(), 1e-6);
 }
 
 #[test]
