@@ -220,7 +220,7 @@ pub enum Listed {
     Agents,
     /// Penalties, for [regularizer.NAME]
     Regularizers,
-    /// Perturbations, for [[perturb]] and [[robustness]]
+    /// Perturbations, for `[[perturb]]` and `[[robustness]]`
     Perturbations,
 }
 

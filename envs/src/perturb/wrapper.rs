@@ -33,7 +33,7 @@ impl Perturbed {
     /// Wraps `inner`; with an empty list nothing changes.
     ///
     /// # Errors
-    /// [`EnvError::Config`] if a perturbation does not fit the environment.
+    /// [`crate::EnvError::Config`] if a perturbation does not fit the environment.
     pub fn new(inner: Box<dyn Environment>, perturbations: &[PerturbationConfig]) -> Result<Self> {
         let mut spec = inner.spec().clone();
         let mut signals = Vec::with_capacity(perturbations.len());
