@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig};
+use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig, RewardScaling, RewardSharing};
 use steadfast_agents::regularizers::lipschitz::LipschitzConfig;
 use steadfast_agents::{Learner, RegularizerConfig};
 use steadfast_envs::particle::{SimpleSpreadConfig, SimpleTagConfig};
@@ -53,6 +53,8 @@ fn collection_and_update_allocate_nothing_after_warm_up() {
             critic: Critic::Central,
             agent_index: true,
             normalize_observations: true,
+            reward_scaling: RewardScaling::ReturnStd,
+            reward_sharing: RewardSharing::TeamMean,
             ..PpoConfig::default()
         };
         let penalty = LipschitzConfig { warmup_fraction: 0.0, probe_every: 1, ..Default::default() };

@@ -63,7 +63,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 }
 
 #[test]
-#[ignore = "slow: fifty kills"]
+#[ignore = "fifty kills at measured moments need a machine that is not busy"]
 fn a_run_killed_fifty_times_resumes_to_the_same_bytes() {
     let place = Place::new();
     let whole = whole_run(&place, &["total_steps=100000"]);

@@ -861,9 +861,7 @@ impl Ppo {
                 }
                 self.return_scale.update(rewards, &self.ended);
             }
-            let source = if self.config.reward_sharing == RewardSharing::TeamMean { self.rewards.clone() } else { Vec::new() };
-            let rewards = if source.is_empty() { &batch.rewards } else { &source };
-            self.return_scale.normalize(rewards, &mut self.rewards, REWARD_CLIP);
+            self.return_scale.normalize(&mut self.rewards, REWARD_CLIP);
         }
     }
 

@@ -188,16 +188,10 @@ impl ReturnScale {
         }
     }
 
-    /// Writes `rewards / std`, limited to `±clip`, into `out`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn normalize(&self, rewards: &[f32], out: &mut [f32], clip: f32) {
-        assert_eq!(rewards.len(), out.len(), "rewards of ReturnScale::normalize");
+    /// Divides `rewards` by the standard deviation and limits them to `±clip`.
+    pub fn normalize(&self, rewards: &mut [f32], clip: f32) {
         let std = self.std();
-        for (r, out) in rewards.iter().zip(out) {
-            *out = (r / std).clamp(-clip, clip);
-        }
+        rewards.iter_mut().for_each(|r| *r = (*r / std).clamp(-clip, clip));
     }
 
     /// The standard deviation rewards are divided by; 1 before the first update.
@@ -287,8 +281,8 @@ mod tests {
         assert_eq!(returns, [1.5, 2.0]);
         // Returns seen: 1, 2, 1.5, 2.
         assert!((statistics.var[0] - 0.171_875).abs() < 1e-12);
-        let mut out = [0.0];
-        scale.normalize(&[1.0], &mut out, 10.0);
+        let mut out = [1.0];
+        scale.normalize(&mut out, 10.0);
         assert!((f64::from(out[0]) - 1.0 / 0.171_875_f64.sqrt()).abs() < 1e-5);
         let mut again = ReturnScale::new(2, 0.5);
         again.load_state(returns, &statistics).unwrap();
