@@ -1,4 +1,21 @@
 //! Preferences, label noise and reward learning that survives wrong labels (R3M).
 //!
-//! The crate sits between the learners (`steadfast-agents`) and the program. It is empty in this version: rewards
-//! come from the environments, through [`steadfast_envs::RewardFn`], which is the door a learned reward enters by.
+//! The crate sits between the learners (`steadfast-agents`) and the program. Pairs ([`preference`]) come from rollouts or
+//! files ([`dataset`]), their labels may be corrupted on purpose, a reward model ([`model`]) is fitted to them with one of
+//! the losses of [`margin`], and enters the rollout engine as a [`steadfast_envs::RewardFn`].
+
+pub mod dataset;
+pub mod error;
+pub mod fit;
+pub mod margin;
+pub mod model;
+pub mod preference;
+pub mod r3m;
+
+pub use dataset::NoiseConfig;
+pub use error::{Result, RewardError};
+pub use fit::{Detection, EpochReport, FitConfig, FitReport, PairReport, Selection};
+pub use margin::{LossConfig, LossValue, MarginLoss};
+pub use model::RewardModel;
+pub use preference::{Message, Preference, Segment, SegmentPair, SegmentPreference, Text, TextPair, TextPreference, Truth};
+pub use r3m::{R3mConfig, RobustLogistic};

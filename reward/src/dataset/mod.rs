@@ -1,0 +1,5 @@
+//! Where preferences come from: rollouts, files, and what corrupts their labels.
+
+pub mod noise;
+
+pub use noise::NoiseConfig;
