@@ -2,4 +2,4 @@
 
 pub mod noise;
 
-pub use noise::NoiseConfig;
+pub use noise::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
