@@ -7,6 +7,7 @@
 pub mod dataset;
 pub mod error;
 pub mod fit;
+pub mod log_prob_margin;
 pub mod margin;
 pub mod metrics;
 pub mod model;
@@ -16,6 +17,7 @@ pub mod r3m;
 pub use dataset::NoiseConfig;
 pub use error::{Result, RewardError};
 pub use fit::{Detection, EpochReport, FitConfig, FitReport, PairReport, Selection};
+pub use log_prob_margin::{AnswerLogProb, LogProbMargin, LogProbMarginConfig};
 pub use margin::{LossConfig, LossValue, MarginLoss};
 pub use model::RewardModel;
 pub use preference::{Message, Preference, Segment, SegmentPair, SegmentPreference, Text, TextPair, TextPreference, Truth};
