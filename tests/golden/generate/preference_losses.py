@@ -42,7 +42,8 @@ def robust_dpo(d, epsilon):
 
 
 def bounded(d, logistic, bounded):
-    return logistic * -F.logsigmoid(d) + bounded * torch.sigmoid(-d)
+    # The derivative of torch.sigmoid loses its digits near 1.
+    return logistic * -F.logsigmoid(d) + bounded * torch.exp(F.logsigmoid(-d))
 
 
 LOSSES = (
