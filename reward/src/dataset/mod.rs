@@ -3,5 +3,5 @@
 pub mod noise;
 pub mod segments;
 
-pub use noise::NoiseConfig;
+pub use noise::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
 pub use segments::{CollectedSegments, SegmentSampler, collect_segments};
