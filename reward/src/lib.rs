@@ -7,6 +7,7 @@
 pub mod dataset;
 pub mod error;
 pub mod fit;
+pub mod learned;
 pub mod margin;
 pub mod metrics;
 pub mod model;
@@ -15,8 +16,9 @@ pub mod r3m;
 
 pub use dataset::NoiseConfig;
 pub use error::{Result, RewardError};
-pub use fit::{Detection, EpochReport, FitConfig, FitReport, PairReport, Selection};
+pub use fit::{Detection, EpochReport, FitConfig, FitReport, PairReport, Selection, fit};
+pub use learned::{LearnedReward, RewardNormalization};
 pub use margin::{LossConfig, LossValue, MarginLoss};
-pub use model::RewardModel;
+pub use model::{ActionKind, MlpReward, MlpRewardConfig, RewardModel, SegmentSpec};
 pub use preference::{Message, Preference, Segment, SegmentPair, SegmentPreference, Text, TextPair, TextPreference, Truth};
 pub use r3m::{R3mConfig, RobustLogistic};
