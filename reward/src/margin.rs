@@ -17,7 +17,7 @@
 //!
 //! Both identities follow from ln σ(d) − ln σ(−d) = d. They leave no difference of large logarithms, and nothing that
 //! divides by a rounded 1 − 2ε at run time. Values and slopes keep their relative accuracy in both tails. NaN goes in and
-//! NaN comes out; [`crate::fit`] refuses such margins by the name of their pair.
+//! NaN comes out; [`fit`](mod@crate::fit) refuses such margins by the name of their pair.
 
 use serde::{Deserialize, Serialize};
 
@@ -181,7 +181,7 @@ impl LossConfig {
     }
 
     /// The loss of a margin. That of `trimmed` and `filtered` is cross-entropy; what they leave out is decided by
-    /// [`MarginLoss::batch`] and by [`crate::fit`].
+    /// [`MarginLoss::batch`] and by [`fit`](mod@crate::fit).
     ///
     /// # Errors
     /// [`crate::RewardError::Config`] for the first setting out of its range.
