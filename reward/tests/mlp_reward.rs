@@ -1,4 +1,5 @@
 //! Reward networks against a second implementation in double precision, finite differences and identities.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use steadfast_agents::nn::Activation;
 use steadfast_agents::{Array, StateDict};
@@ -277,8 +278,7 @@ fn deviation_is_that_of_the_members() {
     model.rewards(&s.observations, &s.actions, &mut plain).unwrap();
     let members: Vec<Reference> = (0..3).map(|k| Reference::new(&state, k, &config, DISCRETE)).collect();
     for t in 0..s.steps {
-        let values: Vec<f64> =
-            members.iter().map(|m| m.step_reward(&s.observations[3 * t..3 * t + 3], &s.actions[t..=t])).collect();
+        let values: Vec<f64> = members.iter().map(|m| m.step_reward(&s.observations[3 * t..3 * t + 3], &s.actions[t..=t])).collect();
         let average = values.iter().sum::<f64>() / 3.0;
         let variance = values.iter().map(|v| (v - average).powi(2)).sum::<f64>() / 3.0;
         assert!((f64::from(mean[t]) - average).abs() < 1e-5 && (f64::from(plain[t]) - average).abs() < 1e-5);
@@ -313,9 +313,8 @@ fn restored_model_continues_bit_for_bit() {
 #[test]
 fn state_of_another_shape_is_refused_by_name() {
     let state = MlpReward::new(&MlpRewardConfig::default(), DISCRETE, SeedTree::new(0)).unwrap().state();
-    let load = |config: MlpRewardConfig| {
-        MlpReward::new(&config, DISCRETE, SeedTree::new(0)).unwrap().load_state(&state).unwrap_err().to_string()
-    };
+    let load =
+        |config: MlpRewardConfig| MlpReward::new(&config, DISCRETE, SeedTree::new(0)).unwrap().load_state(&state).unwrap_err().to_string();
     assert!(load(MlpRewardConfig { hidden: vec![64], ..Default::default() }).contains("layers.1.weight"));
     assert!(load(MlpRewardConfig { ensemble: 2, ..Default::default() }).contains("missing"));
 }
