@@ -7,7 +7,11 @@
 //! A second implementation of this experiment (numpy, another draw of tasks, six seeds) measured an accuracy of 0.902 with
 //! clean labels for cross-entropy and R3M at λ = 0.9, and with the clearest 6.25 % of the pairs flipped 0.825 for
 //! cross-entropy, 0.869 for R3M at λ = 0.3.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and the figures are worth a look with --nocapture"
+)]
 
 mod random_policy;
 
