@@ -4,6 +4,7 @@
 //! files ([`dataset`]), their labels may be corrupted on purpose, a reward model ([`model`]) is fitted to them with one of
 //! the losses of [`margin`], and enters the rollout engine as a [`steadfast_envs::RewardFn`].
 
+pub mod config;
 pub mod dataset;
 pub mod error;
 pub mod fit;
@@ -14,6 +15,7 @@ pub mod model;
 pub mod preference;
 pub mod r3m;
 
+pub use config::{RewardConfig, Ties};
 pub use dataset::NoiseConfig;
 pub use error::{Result, RewardError};
 pub use fit::{Detection, EpochReport, FitConfig, FitReport, PairReport, Selection, fit};
