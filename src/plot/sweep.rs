@@ -156,9 +156,10 @@ impl CategoryFigure {
             for (c, values) in categories.iter().enumerate() {
                 let Some(summary) = Summary::of(values) else { continue };
                 let x = c as f64 + offset;
-                let faint = style.color.mix(0.35).filled();
+                let faint = style.color.mix(0.45).filled();
+                // Beside the bar, which would hide them.
                 if values.len() > 1 {
-                    chart.draw_series(values.iter().map(|&y| Circle::new((x, y), ipx(2), faint)))?;
+                    chart.draw_series(values.iter().map(|&y| EmptyElement::at((x, y)) + Circle::new((ipx(5), 0), ipx(2), faint)))?;
                 }
                 if summary.half_width.is_finite() {
                     let (bottom, top) = (summary.mean - summary.half_width, summary.mean + summary.half_width);

@@ -10,6 +10,8 @@ mod read;
 mod render;
 
 pub use cells::{ANY, Cell, cells};
+#[cfg(test)]
+pub use read::parse;
 pub use read::{Sweep, read};
 
 use serde::Deserialize;

@@ -152,3 +152,144 @@ pub fn counterpart<'a, 'b>(config: &SweepConfig, groups: &'a [Group<'b>], group:
     let first = found.next()?;
     found.next().is_none().then_some(first)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::sweep::{Sweep, parse};
+
+    const SWEEP: &str = r#"
+        name = "by-hand"
+        base = "cartpole-ppo"
+        seeds = [1, 2]
+        compare = { axis = "method", to = "plain" }
+        select = { axis = "method", by = "validation" }
+        normalise = { axis = "method", value = "best" }
+        [[axis]]
+        name = "noise"
+        values = { none = [], much = [] }
+        [[axis]]
+        name = "method"
+        [axis.values]
+        plain = []
+        "r 0.5" = []
+        "r 0.3" = []
+        best = { set = [], ignores = ["noise"] }
+    "#;
+
+    fn sweep(text: &str) -> Sweep {
+        parse("test", text, Path::new("")).unwrap_or_else(|e| panic!("{}", e.render(false, 100)))
+    }
+
+    fn row(noise: &str, method: &str, seed: u64, values: &[(&str, f64)]) -> Row {
+        let values = values.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
+        Row { labels: vec![noise.to_string(), method.to_string()], seed, selected: None, values }
+    }
+
+    fn returns(first: f64, last: f64) -> [(&'static str, f64); 2] {
+        [("return_first", first), ("return_agent_mean", last)]
+    }
+
+    #[test]
+    fn returns_are_normalised_by_the_reference_of_all_seeds() {
+        let config = sweep(SWEEP).config;
+        let mut rows = vec![
+            row("none", "plain", 1, &returns(-99.0, 20.0)),
+            row("much", "plain", 2, &returns(0.0, -10.0)),
+            row("any", "best", 1, &returns(10.0, 40.0)),
+            row("any", "best", 2, &returns(30.0, 60.0)),
+            row("none", "r 0.3", 1, &[("length", 7.0)]),
+        ];
+        normalise(&config, config.normalise.as_ref().unwrap(), &mut rows);
+        let found: Vec<Option<f64>> = rows.iter().map(|r| r.values.get("return_agent_mean_normalised").copied()).collect();
+        // Random is (10 + 30) / 2 = 20 and the reference (40 + 60) / 2 = 50.
+        assert_eq!(found, [Some(0.0), Some(-1.0), Some(20.0 / 30.0), Some(40.0 / 30.0), None]);
+    }
+
+    #[test]
+    fn returns_are_normalised_seed_by_seed_if_asked() {
+        let config = sweep(&SWEEP.replace("value = \"best\"", "value = \"best\", by_seed = true")).config;
+        let mut rows = vec![
+            row("none", "plain", 1, &returns(0.0, 25.0)),
+            row("none", "plain", 2, &returns(0.0, 60.0)),
+            row("any", "best", 1, &returns(10.0, 40.0)),
+            row("any", "best", 3, &returns(30.0, 60.0)),
+        ];
+        normalise(&config, config.normalise.as_ref().unwrap(), &mut rows);
+        let found: Vec<Option<f64>> = rows.iter().map(|r| r.values.get("return_agent_mean_normalised").copied()).collect();
+        // The reference of seed 2 is not finished.
+        assert_eq!(found, [Some(0.5), None, Some(1.0), Some(1.0)]);
+    }
+
+    #[test]
+    fn the_reference_has_the_same_other_labels() {
+        let text = SWEEP.replace("best = { set = [], ignores = [\"noise\"] }", "best = []");
+        let config = sweep(&text).config;
+        let mut rows = vec![
+            row("none", "plain", 1, &returns(0.0, 5.0)),
+            row("much", "plain", 1, &returns(0.0, 5.0)),
+            row("none", "best", 1, &returns(0.0, 10.0)),
+            row("much", "best", 1, &returns(0.0, 20.0)),
+        ];
+        normalise(&config, config.normalise.as_ref().unwrap(), &mut rows);
+        let found: Vec<f64> = rows.iter().map(|r| r.values["return_agent_mean_normalised"]).collect();
+        assert_eq!(found, [0.5, 0.25, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_best_setting_is_selected_for_each_seed_and_noise() {
+        let config = sweep(SWEEP).config;
+        let by = |noise, method, seed, validation, test| row(noise, method, seed, &[("validation", validation), ("test", test)]);
+        let rows = vec![
+            by("none", "r 0.5", 1, 0.7, 1.0),
+            by("none", "r 0.3", 1, 0.8, 2.0),
+            by("none", "r 0.5", 2, 0.9, 3.0),
+            by("none", "r 0.3", 2, 0.9, 4.0),
+            // A setting of this family is not finished, so there is nothing to choose from.
+            by("much", "r 0.5", 1, 0.9, 5.0),
+            by("none", "plain", 1, 1.0, 6.0),
+        ];
+        let selected = select(&config, config.select.as_ref().unwrap(), &rows);
+        let found: Vec<_> = selected.iter().map(|r| (r.labels.join(" "), r.seed, r.selected.as_deref(), r.values["test"])).collect();
+        let label = "none r selected".to_string();
+        assert_eq!(found, [(label.clone(), 1, Some("r 0.3"), 2.0), (label, 2, Some("r 0.5"), 3.0)]);
+
+        let lowest = sweep(&SWEEP.replace("by = \"validation\"", "by = \"validation\", best = \"lowest\"")).config;
+        let selected = select(&lowest, lowest.select.as_ref().unwrap(), &rows);
+        assert_eq!(selected[0].selected.as_deref(), Some("r 0.5"));
+
+        // What a rule leaves out is not waited for.
+        let skipping = sweep(&format!("{SWEEP}\n[[skip]]\nnoise = [\"much\"]\nmethod = [\"r 0.3\"]\n")).config;
+        let selected = select(&skipping, skipping.select.as_ref().unwrap(), &rows);
+        assert_eq!(selected.iter().find(|r| r.labels[0] == "much").unwrap().selected.as_deref(), Some("r 0.5"));
+    }
+
+    #[test]
+    fn differences_are_paired_by_seed() {
+        let config = sweep(SWEEP).config;
+        let value = |noise, method, seed, x| row(noise, method, seed, &[("x", x)]);
+        let rows = vec![
+            value("none", "r 0.3", 1, 11.0),
+            value("none", "r 0.3", 2, 23.0),
+            value("none", "r 0.3", 9, 500.0),
+            value("any", "best", 1, 7.0),
+            value("none", "plain", 2, 20.0),
+            value("none", "plain", 1, 10.0),
+            value("much", "plain", 1, 0.0),
+        ];
+        let groups = groups(&config, &rows);
+        let labels: Vec<String> = groups.iter().map(|g| g.labels.join(" ")).collect();
+        assert_eq!(labels, ["none plain", "none r 0.3", "much plain", "any best"]);
+        let other = counterpart(&config, &groups, &groups[1]).unwrap();
+        assert_eq!(other.labels, ["none", "plain"]);
+        let difference = groups[1].difference(other, "x").unwrap();
+        // Differences 1 and 3: mean 2, standard error 1, and the quantile of one degree of freedom is 12.706.
+        assert_eq!((difference.n, difference.mean), (2, 2.0));
+        assert!((difference.half_width - 12.706).abs() < 1e-3);
+        assert_eq!(counterpart(&config, &groups, &groups[0]), None);
+        // There are two `plain` groups for what ignores the noise.
+        assert_eq!(counterpart(&config, &groups, &groups[3]), None);
+    }
+}
