@@ -164,44 +164,47 @@ pub struct SweepArgs {
 
 const SWEEP_HELP: &str = r#"A sweep file:
   name = "rates"
-  base = "pendulum-ppo"                       # a recipe, or an experiment file beside this one
+  base = "pendulum-ppo"              # a recipe, or an experiment file beside this one
   seeds = [1, 2, 3]
-  set = ["total_steps=50000"]                 # changes for every cell
-  metrics = ["return_agent_mean"]             # columns of results.csv for the table and the pictures
-
-  [[axis]]
-  name = "rate"
-  [axis.values]                               # label = changes
-  "rate 1e-4" = ["agent.ppo.learning_rate=1e-4"]
-  "rate 1e-3" = ["agent.ppo.learning_rate=1e-3"]
+  set = ["total_steps=50000"]        # changes for every cell
+  metrics = ["return_agent_mean"]    # columns of results.csv for the table and the pictures
 
   [[axis]]
   name = "network"
-  [axis.values]
+  [axis.values]                      # label = changes
   small = ["agent.ppo.policy_hidden=[16]"]
   large = ["agent.ppo.policy_hidden=[64, 64]"]
-  # { set = [...], ignores = ["rate"] } is run once for all labels of another axis
+
+  [[axis]]
+  name = "rate"
+  [axis.values]
+  "rate 1e-4" = ["agent.ppo.learning_rate=1e-4"]
+  "rate 1e-3" = ["agent.ppo.learning_rate=1e-3"]
+  # Run once for all labels of another axis:
+  reference = { set = ["total_steps=100000"], ignores = ["network"] }
 
   # All that follows may be left out.
-  [[skip]]                                    # leaves out combinations
-  rate = ["rate 1e-4"]
+  [[skip]]                           # leaves out combinations
   network = ["small"]
-  [compare]                                   # differences, paired by seed
-  axis = "network"
-  to = "small"
-  [select]                                    # best setting of each family, seed by seed:
-  axis = "rate"                               # adds `rate selected`
-  by = "return_team_sum"                      # the column to choose by; best = "lowest" turns it round
-  [normalise]                                 # adds return_agent_mean_normalised:
-  axis = "network"                            # 0 for return_first, the return before training,
-  value = "large"                             # 1 for the mean of these cells
-  [[figure]]
+  rate = ["rate 1e-4"]
+  [compare]                          # differences, paired by seed
+  axis = "rate"
+  to = "rate 1e-3"
+  [select]                           # adds `rate selected`, the best setting of each seed, of
+  axis = "rate"                      # labels that agree up to the first space
+  by = "return_team_sum"             # the column to choose by
+  best = "highest"                   # or "lowest"
+  [normalise]                        # adds return_agent_mean_normalised: 0 for return_first,
+  axis = "rate"                      # the return before training, 1 for these cells
+  value = "reference"
+  [[figure]]                         # one panel per metric and label of further axes
   name = "rates"
-  x = "rate"
-  series = "network"
+  x = "network"
+  series = "rate"
 
-Every cell is an ordinary run in sweeps/NAME/cells. The same command goes on with a sweep that was stopped: finished cells
-are kept, others continue from their checkpoints. A cell that fails does not stop the others; it is tried again next time.
+Every cell is an ordinary run in sweeps/NAME/cells. The same command goes on with a sweep that was
+stopped: finished cells are kept, others continue from their checkpoints. A cell that fails does not
+stop the others; it is tried again next time.
 
 Examples:
   steadfast sweep pendulum-learning-rate --dry-run
@@ -306,5 +309,14 @@ mod tests {
     #[test]
     fn definitions_are_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_sweep_in_the_help_is_valid() {
+        let text = SWEEP_HELP.split("A sweep file:").nth(1).unwrap().split("Every cell").next().unwrap();
+        let sweep = crate::config::sweep::parse("help", text, std::path::Path::new("")).unwrap();
+        // Two networks by two rates less one, and the reference, by three seeds.
+        assert_eq!(crate::config::sweep::cells(&sweep).unwrap().len(), 12);
+        assert!(SWEEP_HELP.lines().all(|line| line.chars().count() <= 100));
     }
 }

@@ -259,11 +259,4 @@ mod tests {
         figure.panels[0].values[1][1].clear();
         assert_eq!(&png(&figure).unwrap()[..4], b"\x89PNG");
     }
-
-    #[test]
-    #[ignore = "writes a picture to look at, to the file in STEADFAST_PICTURE"]
-    fn a_large_figure() {
-        let path = std::env::var_os("STEADFAST_PICTURE").unwrap();
-        std::fs::write(path, png(&example(9, 7, 2)).unwrap()).unwrap();
-    }
 }

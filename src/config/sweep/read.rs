@@ -72,11 +72,12 @@ pub fn parse(name: &str, text: &str, directory: &Path) -> Result<Sweep> {
     let at = |span: Option<Range<usize>>, problem: Problem| Failure::Usage(ConfigError::new(name, text, span, problem).into());
     let config: SweepConfig = toml::from_str(text).map_err(|error| {
         let mut problem = Problem::from_serde(error.message());
-        let rest = error.span().and_then(|s| text.get(s.start..)).unwrap_or_default();
-        // A label such as irrational-1/3 without quotes.
-        let line = rest.lines().next().unwrap_or_default();
-        if problem.help.is_none() && line.contains('=') && !line.trim_start().starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        // A label such as irrational-1/3.
+        if error.message().contains("unquoted key") {
             problem = problem.help("labels with other characters than letters, digits, `-` and `_` need quotes, as in \"r3m 0.3\"");
+        }
+        if let Some(field) = error.message().strip_prefix("missing field ") {
+            problem = Problem::new(format!("the key {field} is missing"), "here").help("`steadfast sweep --help` shows a complete file");
         }
         at(error.span(), problem)
     })?;

@@ -87,11 +87,11 @@ impl SweepDirectory {
         if let Some((run, difference)) = changed.first() {
             let others = match changed.len() {
                 1 => String::new(),
-                n => format!(" and {} more", n - 1),
+                n => format!(" ({n} cells differ)"),
             };
             return Err(Failure::usage(
-                format!("{}{others} was made with other settings: {difference}", run.path().display()),
-                "give the changed sweep another name or --output, or remove these directories to run them again",
+                format!("{} was made with other settings: {difference}{others}", run.path().display()),
+                "give the changed sweep another name or --output, or remove the directories of these cells to run them again",
             ));
         }
         let known = |name: &std::ffi::OsStr| cells.iter().any(|c| name == c.name.as_str());

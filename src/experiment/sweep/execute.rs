@@ -112,11 +112,29 @@ fn wait_for_lock(run: &RunDirectory) -> Result<()> {
 /// The last error report in a log, or how the process ended.
 fn reason(status: ExitStatus, log: &[u8]) -> String {
     let log = String::from_utf8_lossy(log);
-    let is_report = |line: &&str| line.trim_start().starts_with("× ") || line.starts_with("thread '");
-    match log.lines().rev().find(is_report) {
-        Some(line) if status.code().is_some() => line.trim().trim_start_matches("× ").to_string(),
-        _ => format!("the process ended with {status}"),
+    let lines: Vec<&str> = log.lines().collect();
+    let is_begin = |line: &&str| line.trim_start().starts_with("× ") || line.starts_with("thread '");
+    let Some(begin) = lines.iter().rposition(is_begin).filter(|_| status.code().is_some()) else {
+        return format!("the process ended with {status}");
+    };
+    let mut text = lines[begin].trim().trim_start_matches("× ").to_string();
+    if lines[begin].starts_with("thread '") {
+        text.extend(lines.get(begin + 1).map(|message| format!(" {message}")));
+        return text;
     }
+    for line in &lines[begin + 1..] {
+        let inner = line.trim();
+        let (separator, rest) = match (inner.strip_prefix("╰─▶ ").or(inner.strip_prefix("├─▶ ")), inner.strip_prefix("│ ")) {
+            (Some(cause), _) => (": ", cause),
+            (None, Some(wrapped)) => (" ", wrapped.trim()),
+            // The last cause goes on without a frame; advice and excerpts of files are indented less.
+            (None, None) if line.starts_with("      ") => (" ", inner),
+            (None, None) => break,
+        };
+        text.push_str(separator);
+        text.push_str(rest);
+    }
+    text
 }
 
 /// Ends this process when the one that started it has ended.
@@ -140,7 +158,13 @@ mod tests {
     fn the_reason_of_a_failure_is_found_in_the_log() {
         let failed = ExitStatus::from_raw(256);
         let log = "  × old\nINFO more\n  × training stopped in update 3\n  ╰─▶ loss is NaN\n".as_bytes();
-        assert_eq!(reason(failed, log), "training stopped in update 3");
+        assert_eq!(reason(failed, log), "training stopped in update 3: loss is NaN");
+        let log = "  × a message\n  │ on two lines\n  ├─▶ a cause\n  ╰─▶ another\n      one\n  help: advice\n".as_bytes();
+        assert_eq!(reason(failed, log), "a message on two lines: a cause: another one");
+        assert_eq!(
+            reason(failed, b"thread 'main' (7) panicked at a.rs:1:2:\nindex 3\nnote: x\n"),
+            "thread 'main' (7) panicked at a.rs:1:2: index 3"
+        );
         assert!(reason(ExitStatus::from_raw(9), log).contains("signal: 9"));
         assert!(reason(failed, b"").contains("exit status: 1"));
     }
