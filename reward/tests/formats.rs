@@ -1,4 +1,5 @@
 //! Preference files: what is read, what is refused and how it is said, and that nothing is lost on the way.
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 
@@ -95,8 +96,12 @@ fn explicit_prompts_are_taken_as_they_are() {
 
 #[test]
 fn bad_lines_are_named_with_line_and_reason() {
-    assert_bad_line(GOOD, r#"{"prompt":"p","chosen":"a"}"#, &["no `rejected`"]);
-    assert_bad_line(GOOD, r#"{"prompt":"p","choosen":"a","rejected":"b"}"#, &["no `chosen`", "choosen", "did you mean `chosen`"]);
+    assert_bad_line(GOOD, r#"{"prompt":"p","chosen":"a"}"#, &["pairs.jsonl:2: no `rejected`"]);
+    assert_bad_line(
+        GOOD,
+        r#"{"prompt":"p","choosen":"a","rejected":"b"}"#,
+        &["pairs.jsonl:2: no `chosen`; ", "choosen", "did you mean `chosen`"],
+    );
     assert_bad_line(GOOD, r#"{"prompt":"p","chosen":null,"rejected":"b"}"#, &["no `chosen`"]);
     assert_bad_line(GOOD, r#"{"prompt":"p","completion":"a","label":true}"#, &["single judged completion", "`rejected`"]);
     assert_bad_line(GOOD, r#"{"chosen_ids":[1],"rejected_ids":[2]}"#, &["token numbers"]);
@@ -137,7 +142,7 @@ fn bad_segments_are_named_with_line_and_reason() {
         (r#"{"observations":[[1,2],[3]],"actions":[[1],[1]]}"#, good, &["`chosen.observations`: step 2 has width 1, step 1 has width 2"]),
         (r#"{"observations":[[1,null]],"actions":[[1]]}"#, good, &["`chosen.observations, step 1`", "null"]),
         (r#"{"observations":[[1,2],null],"actions":[[1],[1]]}"#, good, &["`chosen.observations, step 2`", "null"]),
-        (r#"{"observations":[[1,NaN]],"actions":[[1]]}"#, good, &["NaN at column 33 is not a number"]),
+        (r#"{"observations":[[1,NaN]],"actions":[[1]]}"#, good, &["NaN at column 31 is not a number"]),
         (r#"{"observations":[[1,1e39]],"actions":[[1]]}"#, good, &["`chosen.observations, step 1`", "number out of range"]),
         (r#"{"observations":[[1,2]],"actions":[1e39]}"#, good, &["`chosen.actions`, step 1: inf is not a finite"]),
         (r#"{"observations":[[1,2]],"actions":[[1],[2]]}"#, good, &["1 observations but 2 actions"]),

@@ -153,7 +153,9 @@ impl LeafBatch {
         macro_rules! read {
             ($values:expr, $reader:expr) => {{
                 $values.clear();
-                $reader.read_records(n_records, defs, reps, $values)?
+                let (n_read, n_values, n_levels) = $reader.read_records(n_records, defs, reps, $values)?;
+                // Decoders of damaged pages have been seen to promise more values than they deliver.
+                (n_read, n_values.min($values.len()), n_levels)
             }};
         }
         let (n_read, n_values, n_levels) = match (&mut self.values, reader) {
@@ -174,8 +176,10 @@ impl LeafBatch {
         }
         let n_defined = self.defs.iter().filter(|&&def| def == self.leaf.max_def).count();
         let n_records = self.reps.iter().filter(|&&rep| rep == 0).count();
+        // Levels are stored in whole bits, so damaged ones may lie beyond the deepest.
+        let is_within = self.defs.iter().all(|&def| (0..=self.leaf.max_def).contains(&def));
         let is_whole = self.defs.len() == n_levels && self.reps.len() == n_levels && n_defined == n_values && n_records == n_read;
-        if !is_whole || self.reps.first().is_some_and(|&rep| rep != 0) {
+        if !is_within || !is_whole || self.reps.first().is_some_and(|&rep| rep != 0) {
             return Err(parquet::errors::ParquetError::General(format!("the levels of `{}` do not fit its values", self.leaf.path)));
         }
         Ok(n_read)

@@ -78,7 +78,7 @@ impl ParquetRows {
             left_in_batch: 0,
             row: 0,
         };
-        rows.plan(&found).and_then(|()| rows.check_codecs()).map_err(|reason| rows.content_error(reason))?;
+        rows.plan(&found).and_then(|()| rows.check_chunks()).map_err(|reason| rows.content_error(reason))?;
         Ok(rows)
     }
 
@@ -174,14 +174,18 @@ impl ParquetRows {
         }
     }
 
-    /// Compression is known before anything is decoded; say so at once.
-    fn check_codecs(&self) -> Result<(), String> {
+    /// What can be known to fail before anything is decoded: missing parts, and codecs that are not built in.
+    fn check_chunks(&self) -> Result<(), String> {
         for group in self.reader.metadata().row_groups() {
             for batch in &self.batches {
                 let leaf = batch.leaf();
                 let Some(column) = group.columns().get(leaf.column) else {
                     return Err(format!("is damaged: a row group lacks the column `{}`", leaf.path));
                 };
+                let places = [column.compressed_size(), column.data_page_offset(), column.dictionary_page_offset().unwrap_or(0)];
+                if places.iter().any(|&place| place < 0) {
+                    return Err(format!("is damaged: the column `{}` has no place in the file", leaf.path));
+                }
                 let (codec, remedy) = match column.compression() {
                     Compression::ZSTD(_) if !cfg!(feature = "zstd") => ("zstd", ", or build with `--features zstd`"),
                     Compression::LZO => ("lzo", ""),
