@@ -32,7 +32,8 @@ pub enum Ties {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardConfig {
-    /// Preference file (JSONL or Parquet) whose segment pairs are used instead of collected ones; `stages` must be 1.
+    /// Preference file (JSONL or Parquet) whose segment pairs are used instead of collected ones; `stages` must be 1, and
+    /// `pairs`, `segments` and `ties` mean nothing then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// Times that pairs are collected and the reward is fitted, evenly over the run, the first before training; 1 to 10000.
@@ -46,7 +47,7 @@ pub struct RewardConfig {
     pub segment_steps: usize,
     /// Pairs per stage with true labels, of other segments, at least 0. Nothing is learned from them: they measure.
     pub test_pairs: usize,
-    /// Who labels, and with what errors, one of `[reward.noise.NAME]`. Labels in a `file` are left as they are.
+    /// Who labels, and with what errors, one of `[reward.noise.NAME]`. Labels of a `file` are corrupted in the same way.
     pub noise: NoiseConfig,
     /// What the annotator says about segments of exactly equal true return: `random`, `equal` or `drop`.
     pub ties: Ties,
