@@ -1,5 +1,7 @@
 //! What learns a reward from preferences.
 
+pub mod hashed_text;
+
 use steadfast_agents::StateDict;
 
 use crate::error::Result;
