@@ -8,6 +8,7 @@ pub mod dataset;
 pub mod error;
 pub mod fit;
 pub mod margin;
+pub mod metrics;
 pub mod model;
 pub mod preference;
 pub mod r3m;
