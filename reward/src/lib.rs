@@ -4,6 +4,7 @@
 //! files ([`dataset`]), their labels may be corrupted on purpose, a reward model ([`model`]) is fitted to them with one of
 //! the losses of [`margin`], and enters the rollout engine as a [`steadfast_envs::RewardFn`].
 
+pub mod audit;
 pub mod dataset;
 pub mod error;
 pub mod fit;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod model;
 pub mod preference;
 pub mod r3m;
+pub mod testing;
 
 pub use dataset::NoiseConfig;
 pub use error::{Result, RewardError};

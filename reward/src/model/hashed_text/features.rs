@@ -124,7 +124,7 @@ impl TextFeatures {
     }
 
     /// The features of a pair.
-    pub fn encode(&self, pair: &TextPair, buffers: &mut FeatureBuffers) -> SparseDifference {
+    pub fn difference(&self, pair: &TextPair, buffers: &mut FeatureBuffers) -> SparseDifference {
         let FeatureBuffers { characters, tokens, words, examples, features } = buffers;
         characters.clear();
         words.clear();
@@ -164,7 +164,7 @@ impl TextFeatures {
                 self.for_each_n_gram(&characters[token.start as usize..token.end as usize], &mut put);
             }
         }
-        self.difference(features, words, n_prompt_words, sizes)
+        self.subtract(features, words, n_prompt_words, sizes)
     }
 
     /// Hashes of the n-grams of a word with its edges.
@@ -183,7 +183,7 @@ impl TextFeatures {
         }
     }
 
-    fn difference(&self, features: &CountTable, words: &CountTable, n_prompt_words: usize, sizes: [(u32, u32); 2]) -> SparseDifference {
+    fn subtract(&self, features: &CountTable, words: &CountTable, n_prompt_words: usize, sizes: [(u32, u32); 2]) -> SparseDifference {
         let mut squares = [0.0_f32; 2];
         for count in &features.counts {
             squares[0] += damped(count.chosen).powi(2);

@@ -13,8 +13,10 @@ use steadfast_agents::StateDict;
 pub use features::{FeatureBuffers, SparseDifference, TextFeatures};
 
 use super::{BatchLoss, RewardModel};
+use crate::audit::PairEncoder;
 use crate::error::{Result, RewardError, require};
 use crate::margin::LossValue;
+use crate::preference::TextPair;
 
 /// Settings of a linear reward over hashed features.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -168,5 +170,14 @@ impl RewardModel<SparseDifference> for HashedTextReward {
             *weight = Weight { value, squares };
         }
         Ok(())
+    }
+}
+
+impl PairEncoder<TextPair> for TextFeatures {
+    type Encoded = SparseDifference;
+    type Buffers = FeatureBuffers;
+
+    fn encode(&self, pair: &TextPair, buffers: &mut FeatureBuffers) -> Result<SparseDifference> {
+        Ok(self.difference(pair, buffers))
     }
 }
