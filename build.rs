@@ -8,7 +8,7 @@ use std::process::Command;
 
 fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
-    write(&out.join("schema.rs"), &schema(&["src/config", "agents/src", "envs/src"]));
+    write(&out.join("schema.rs"), &schema(&["src/config", "agents/src", "envs/src", "reward/src"]));
     write(&out.join("recipes.rs"), &recipes(Path::new("recipes")));
     println!("cargo::rustc-env=STEADFAST_COMMIT={}", commit());
     println!("cargo::rerun-if-changed=build.rs");

@@ -31,6 +31,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Draw learning curves or robustness curves of runs
     Plot(PlotArgs),
+    /// Write labelled pairs of trajectory segments of runs, with wrong labels if asked for
+    Preferences(PreferencesArgs),
     /// List, show or copy the recipes that come with the program
     #[command(subcommand)]
     Recipe(RecipeCommand),
@@ -156,6 +158,45 @@ pub struct PlotArgs {
     pub metric: String,
 }
 
+/// Arguments of `preferences`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast preferences runs/pendulum-ppo-seed0 -o pairs.jsonl
+  steadfast preferences runs/pendulum-* -o pairs.parquet --pairs 4000 --segment-steps 50
+  steadfast preferences RUN -o wrong.jsonl --noise '{ irrational = { exponent = 0.33 } }'
+  steadfast audit wrong.jsonl
+  steadfast train pendulum-r3m reward.file=wrong.jsonl reward.stages=1
+
+Segments are drawn in equal parts from the untrained policy and from every checkpoint of every run; each says which
+policy it is from. `steadfast list noise` shows the annotators.")]
+pub struct PreferencesArgs {
+    /// Run directories of one environment
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// File to write, .jsonl or .parquet; an existing file is not overwritten
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Labelled pairs
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub pairs: u64,
+    /// Segments that are paired at random; twice as many as pairs if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..=20_000_000))]
+    pub segments: Option<u64>,
+    /// Steps per segment
+    #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub segment_steps: u64,
+    /// Who labels, as an inline TOML table; an annotator without errors if not given
+    #[arg(long, value_name = "TABLE")]
+    pub noise: Option<String>,
+    /// Seed of segments, pairs and labels
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// Leave the untrained policy out
+    #[arg(long)]
+    pub trained_only: bool,
+}
+
 /// Kinds of pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PlotKind {
@@ -222,6 +263,10 @@ pub enum Listed {
     Regularizers,
     /// Perturbations, for `[[perturb]]` and `[[robustness]]`
     Perturbations,
+    /// Annotators and their errors, for [reward.noise.NAME]
+    Noise,
+    /// Losses of learned rewards, for [reward.loss.NAME]
+    Losses,
 }
 
 #[cfg(test)]

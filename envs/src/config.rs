@@ -7,6 +7,7 @@ use crate::particle::{
     SimpleAdversaryConfig, SimpleConfig, SimpleCryptoConfig, SimplePushConfig, SimpleReferenceConfig, SimpleSpeakerListenerConfig,
     SimpleSpreadConfig, SimpleTagConfig, SimpleWorldCommConfig,
 };
+use crate::random_reward::RandomRewardConfig;
 use crate::testing::{BanditConfig, ChainConfig, IdentityConfig};
 use crate::{Environment, Result};
 
@@ -20,6 +21,8 @@ pub enum EnvConfig {
     Bandit(BanditConfig),
     /// A corridor whose reward is at the far end.
     Chain(ChainConfig),
+    /// Noise, rewarded by a fixed random network. Reward learning is tested on it.
+    RandomReward(RandomRewardConfig),
     /// Balance a pole on a cart.
     CartPole(CartPoleConfig),
     /// Swing a pendulum up with a weak motor.
@@ -54,6 +57,7 @@ impl EnvConfig {
         ("identity", "repeat the observed symbol (test world)"),
         ("bandit", "one choice without context (test world)"),
         ("chain", "a corridor with its reward at the far end (test world)"),
+        ("random_reward", "noise, rewarded by a fixed random network (test world for reward learning)"),
         ("cart_pole", "balance a pole on a cart"),
         ("pendulum", "swing a pendulum up with a weak motor (continuous)"),
         ("acrobot", "swing a two-link pendulum above a line"),
@@ -75,6 +79,7 @@ impl EnvConfig {
             Self::Identity(_) => "identity",
             Self::Bandit(_) => "bandit",
             Self::Chain(_) => "chain",
+            Self::RandomReward(_) => "random_reward",
             Self::CartPole(_) => "cart_pole",
             Self::Pendulum(_) => "pendulum",
             Self::Acrobot(_) => "acrobot",
@@ -100,6 +105,7 @@ impl EnvConfig {
             Self::Identity(c) => Box::new(c.build()?),
             Self::Bandit(c) => Box::new(c.build()?),
             Self::Chain(c) => Box::new(c.build()?),
+            Self::RandomReward(c) => Box::new(c.build()?),
             Self::CartPole(c) => Box::new(c.build()?),
             Self::Pendulum(c) => Box::new(c.build()?),
             Self::Acrobot(c) => Box::new(c.build()?),

@@ -54,6 +54,9 @@ pub enum EnvError {
     /// A policy failed while the engine asked it for actions.
     #[error("policy failed: {0}")]
     Policy(String),
+    /// A reward function failed.
+    #[error("reward function failed: {0}")]
+    Reward(String),
 }
 
 /// Result of this crate.

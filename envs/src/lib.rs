@@ -10,6 +10,7 @@ pub mod environment;
 pub mod error;
 pub mod particle;
 pub mod perturb;
+pub mod random_reward;
 mod range;
 pub mod reward_fn;
 pub mod rollout;

@@ -11,7 +11,8 @@ pub struct Transition<'a> {
     pub observation: &'a [f32],
     /// The discrete action, if actions are discrete.
     pub action_index: Option<u32>,
-    /// The continuous action, `[action_width]`; empty if actions are discrete.
+    /// The continuous action as the policy chose it, `[action_width]`; empty if actions are discrete. The environment
+    /// gets it clamped to the action space: a reward of what was really done must clamp it, too.
     pub action: &'a [f32],
     /// Observation after the step, before any reset.
     pub next_observation: &'a [f32],
@@ -23,9 +24,9 @@ pub struct Transition<'a> {
 
 /// A reward computed from a transition: learned, shaped or corrupted.
 pub trait RewardFn: Send {
-    /// The reward that the learner sees.
+    /// The reward that the learner sees. Called once per agent and step.
     ///
     /// # Errors
-    /// Whatever the model behind it reports.
-    fn reward(&self, transition: &Transition<'_>) -> Result<f32>;
+    /// [`crate::EnvError::Reward`] if it cannot be computed.
+    fn reward(&mut self, transition: &Transition<'_>) -> Result<f32>;
 }

@@ -8,10 +8,10 @@ use crate::snapshot::{SnapshotReader, SnapshotWriter};
 use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SeedTree, Space, StepOut};
 
 /// Longest episode of a test world.
-const MAX_HORIZON: usize = 1_000_000;
+pub(crate) const MAX_HORIZON: usize = 1_000_000;
 
 /// One agent named `agent_0`.
-fn single_agent(name: &str, observation: usize, action: Space, horizon: usize) -> EnvSpec {
+pub(crate) fn single_agent(name: &str, observation: usize, action: Space, horizon: usize) -> EnvSpec {
     EnvSpec {
         name: name.to_string(),
         agents: vec![AgentSpec {

@@ -204,7 +204,7 @@ fn evaluation_does_not_depend_on_the_number_of_slots() {
 struct Two;
 
 impl RewardFn for Two {
-    fn reward(&self, t: &Transition<'_>) -> Result<f32> {
+    fn reward(&mut self, t: &Transition<'_>) -> Result<f32> {
         assert!(t.action_index.is_some() && t.next_observation.len() == t.observation.len());
         Ok(2.0)
     }
@@ -217,6 +217,26 @@ fn a_reward_function_replaces_rewards_but_not_returns() {
     engine.collect(&mut policy, 20, ActMode::Sample, &mut batch).unwrap();
     assert!(batch.rewards.iter().all(|r| *r == 2.0));
     assert!(engine.episodes().iter().all(|s| s.returns[0] < 15.0));
+    // The environment's rewards stand beside them, and add up to the returns: slot 0 plays the episodes 0 and 2.
+    let first: f64 = (0..10).map(|t| f64::from(batch.environment_rewards[2 * t])).sum();
+    assert_eq!(engine.episodes().iter().find(|s| s.number == 0).unwrap().returns[0], first);
+
+    let mut function = engine.set_reward_fn(None).expect("the one given at the start");
+    engine.collect(&mut policy, 20, ActMode::Sample, &mut batch).unwrap();
+    assert!(batch.environment_rewards.is_empty() && batch.rewards.iter().all(|r| *r != 2.0));
+    let transition = Transition {
+        agent: 0,
+        observation: &[1.0],
+        action_index: Some(0),
+        action: &[],
+        next_observation: &[1.0],
+        reward: 0.5,
+        terminated: false,
+    };
+    assert_eq!(function.reward(&transition).unwrap(), 2.0);
+    assert!(engine.set_reward_fn(Some(function)).is_none());
+    engine.collect(&mut policy, 20, ActMode::Sample, &mut batch).unwrap();
+    assert!(batch.rewards.iter().all(|r| *r == 2.0));
 }
 
 /// Where [`Faulty`] puts a number that is not finite.

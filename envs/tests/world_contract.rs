@@ -11,7 +11,7 @@ fn check(toml_like: serde_json::Value) {
 
 #[test]
 fn control_worlds_keep_the_contract() {
-    for name in ["cart_pole", "pendulum", "acrobot", "mountain_car_continuous"] {
+    for name in ["cart_pole", "pendulum", "acrobot", "mountain_car_continuous", "random_reward"] {
         check(serde_json::json!({ name: {} }));
     }
 }

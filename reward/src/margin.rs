@@ -172,7 +172,7 @@ impl LossConfig {
     }
 
     /// The loss of a margin. That of `trimmed` and `filtered` is cross-entropy; what they leave out is decided by
-    /// [`MarginLoss::batch`] and by [`crate::fit`].
+    /// [`MarginLoss::batch`] and by [`fit`](mod@crate::fit).
     ///
     /// # Errors
     /// [`crate::RewardError::Config`] for the first setting out of its range.

@@ -1,13 +1,11 @@
 //! `steadfast eval`.
 
-use serde::Deserialize as _;
 use steadfast_envs::perturb::{MaliciousActionConfig, NoiseLaw, ObservationNoiseConfig};
 use steadfast_envs::{ActMode, PerturbationConfig};
 
-use super::print;
+use super::{inline, print};
 use super::train::results_table;
 use crate::cli::{EvalArgs, Law, Mode};
-use crate::config::report::{ConfigError, Problem};
 use crate::config::validate;
 use crate::experiment::build;
 use crate::experiment::evaluate::Evaluator;
@@ -117,18 +115,7 @@ fn perturbations(arguments: &EvalArgs) -> Result<Vec<(PerturbationConfig, &'stat
         return Err(Failure::usage("--agents says who is perturbed, but not how", "add --observation-noise or --malicious-action"));
     }
     for text in &arguments.perturb {
-        found.push((inline(text)?, "--perturb"));
+        found.push((inline("--perturb", text)?, "--perturb"));
     }
     Ok(found)
-}
-
-/// Reads `{ observation_noise = { magnitude = 0.2 } }`.
-fn inline(text: &str) -> Result<PerturbationConfig> {
-    let read = || {
-        let value = toml::de::ValueDeserializer::parse(text)?;
-        PerturbationConfig::deserialize(value)
-    };
-    read().map_err(|error: toml::de::Error| {
-        Failure::Usage(ConfigError::new("--perturb", text, error.span(), Problem::from_serde(error.message())).into())
-    })
 }

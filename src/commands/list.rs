@@ -2,6 +2,7 @@
 
 use steadfast_agents::{AgentConfig, RegularizerConfig};
 use steadfast_envs::{EnvConfig, PerturbationConfig};
+use steadfast_reward::{LossConfig, NoiseConfig};
 
 use super::print;
 use crate::cli::{ListArgs, Listed};
@@ -14,6 +15,8 @@ pub fn run(arguments: &ListArgs) -> Result<()> {
         Listed::Agents => AgentConfig::LIST,
         Listed::Regularizers => RegularizerConfig::LIST,
         Listed::Perturbations => PerturbationConfig::LIST,
+        Listed::Noise => NoiseConfig::LIST,
+        Listed::Losses => LossConfig::LIST,
     };
     print(&described(list.iter().map(|(name, text)| (*name, *text))))
 }

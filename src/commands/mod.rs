@@ -4,6 +4,7 @@ mod config;
 mod eval;
 mod list;
 mod plot;
+mod preferences;
 mod recipe;
 mod train;
 
@@ -12,6 +13,7 @@ pub use plot::DEFAULT_METRIC;
 use std::io::{ErrorKind, Write as _};
 
 use crate::cli::{Cli, Command, TrainArgs};
+use crate::config::report::{ConfigError, Problem};
 use crate::failure::{Failure, Result};
 
 /// Runs the command that was asked for.
@@ -24,6 +26,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Eval(arguments)) => eval::run(&arguments),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
+        Some(Command::Preferences(arguments)) => preferences::run(&arguments),
         Some(Command::Recipe(command)) => recipe::run(&command),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::List(arguments)) => list::run(&arguments),
@@ -37,6 +40,14 @@ fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::OutputClosed),
         other => other.map_err(|e| Failure::caused("cannot write to standard output", e)),
     }
+}
+
+/// Reads a choice that is written as an inline TOML table, as in `{ observation_noise = { magnitude = 0.2 } }`.
+fn inline<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
+    let read = || T::deserialize(toml::de::ValueDeserializer::parse(text)?);
+    read().map_err(|error: toml::de::Error| {
+        Failure::Usage(ConfigError::new(flag, text, error.span(), Problem::from_serde(error.message())).into())
+    })
 }
 
 /// Tells the recipe or file, which has no `=` in it and may stand anywhere, from the changes.

@@ -16,6 +16,7 @@ use crate::plot::{curve, robustness};
 use crate::run::FORMAT_VERSION;
 use crate::run::directory::RunDirectory;
 use crate::run::log::write_whole;
+use crate::run::reward;
 use crate::run::results::EvalRow;
 
 /// Trains a new run, several, or continues one.
@@ -78,7 +79,11 @@ fn conclude(run: &RunDirectory, config: &ExperimentConfig, rows: &[EvalRow]) -> 
         let panels = robustness::panels(&data, DEFAULT_METRIC)?;
         pictures.extend(both_formats(&panels, run.path(), PlotKind::Robustness, DEFAULT_METRIC)?);
     }
-    let summary = serde_json::json!({ "format_version": FORMAT_VERSION, "evaluations": rows });
+    let mut summary = serde_json::json!({ "format_version": FORMAT_VERSION, "evaluations": rows });
+    let fits = reward::read(run.path())?;
+    if let Some(last) = fits.last() {
+        summary["reward"] = serde_json::to_value(last).map_err(|e| Failure::caused("cannot write summary.json", e))?;
+    }
     let text = serde_json::to_string_pretty(&summary).map_err(|e| Failure::caused("cannot write summary.json", e))?;
     write_whole(&run.file("summary.json"), format!("{text}\n").as_bytes())?;
     let mut answer = results_table(rows);

@@ -11,6 +11,7 @@ pub mod validate;
 use serde::{Deserialize, Serialize};
 use steadfast_agents::{AgentConfig, RegularizerConfig};
 use steadfast_envs::{ActMode, EnvConfig, PerturbationConfig};
+use steadfast_reward::RewardConfig;
 
 /// Settings of an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,7 @@ pub struct ExperimentConfig {
     /// Seed of every random number of the run, 0 to 2^63 - 1.
     pub seed: u64,
     /// Length of training in joint environment steps, summed over all slots, at least 1. The last rollout is completed.
+    /// With `[reward]` it may be 0: then the reward is fitted and nothing else is learned.
     pub total_steps: u64,
     /// Environments that are stepped side by side, 1 to 65536.
     pub slots: usize,
@@ -33,7 +35,10 @@ pub struct ExperimentConfig {
     /// A penalty that makes the policy robust, one of `[regularizer.NAME]`; none if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub regularizer: Option<RegularizerConfig>,
-    /// Evaluation during training, always in the unperturbed world.
+    /// A reward that is learned from preferences and replaces the world's own in training; the world's own if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward: Option<RewardConfig>,
+    /// Evaluation during training, always in the unperturbed world and by its own reward.
     pub eval: EvalConfig,
     /// When the run is saved.
     pub checkpoint: CheckpointConfig,
@@ -58,6 +63,7 @@ impl Default for ExperimentConfig {
             env: EnvConfig::SimpleSpread(Default::default()),
             agent: AgentConfig::Ppo(Default::default()),
             regularizer: None,
+            reward: None,
             eval: EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),
             log: LogConfig::default(),

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use steadfast_agents::algorithms::ppo::Sharing;
 use steadfast_agents::{AgentConfig, AgentError};
 use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed};
+use steadfast_reward::RewardError;
+use steadfast_reward::model::mlp::SegmentSpec;
 
 use super::ExperimentConfig;
 use super::report::Problem;
@@ -43,6 +45,13 @@ impl Misfit {
         }
     }
 
+    fn from_reward(path: &str, error: &RewardError) -> Self {
+        match error {
+            RewardError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
+            other => Self::whole(path, other),
+        }
+    }
+
     fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
         Self::at(path, Problem::new(format!("`{path}`: {error}"), "does not fit"))
     }
@@ -59,7 +68,9 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     let is_plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && !name.starts_with('.');
     check(!c.name.is_empty() && c.name.len() <= 100 && is_plain(&c.name), "name", "1 to 100 letters, digits, `.`, `_` or `-`", &c.name)?;
     check(c.seed <= MAX_SEED, "seed", "at most 2^63 - 1", c.seed)?;
-    check((1..=1 << 53).contains(&c.total_steps), "total_steps", "between 1 and 2^53", c.total_steps)?;
+    let least = u64::from(c.reward.is_none());
+    let range = if c.reward.is_some() { "between 0 and 2^53" } else { "between 1 and 2^53" };
+    check((least..=1 << 53).contains(&c.total_steps), "total_steps", range, c.total_steps)?;
     check((1..=65_536).contains(&c.slots), "slots", "between 1 and 65536", c.slots)?;
     check(c.threads <= 1024, "threads", "between 0 and 1024", c.threads)?;
     check((2..=1_000_000).contains(&c.eval.episodes), "eval.episodes", "between 2 and 1000000", c.eval.episodes)?;
@@ -72,6 +83,13 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     c.agent.validate().map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
     if let Some(regularizer) = &c.regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent(&format!("regularizer.{}", regularizer.name()), &e))?;
+    }
+    if let Some(reward) = &c.reward {
+        let fail = |e: RewardError| Misfit::from_reward("reward", &e);
+        reward.validate().map_err(fail)?;
+        SegmentSpec::of(&spec).map_err(fail)?;
+        let at_most = format!("at most {}, the steps of an episode", spec.horizon);
+        check(reward.segment_steps <= spec.horizon, "reward.segment_steps", &at_most, reward.segment_steps)?;
     }
     fits_memory(c, &spec)?;
     // Building the learner finds what depends on both, such as a central critic in a world without a global state.

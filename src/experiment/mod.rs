@@ -3,4 +3,5 @@
 pub mod build;
 pub mod evaluate;
 pub mod online;
+pub mod reward;
 pub mod window;

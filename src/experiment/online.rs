@@ -8,6 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::build;
 use super::evaluate::Evaluator;
+use super::reward::RewardLearning;
 use super::window::EpisodeWindow;
 use crate::config::ExperimentConfig;
 use crate::failure::{Failure, Result};
@@ -17,6 +18,7 @@ use crate::run::log::LogFile;
 use crate::run::manifest::Manifest;
 use crate::run::metrics::{self, MetricsLog};
 use crate::run::results::{self, EvalRow, ResultsLog, Source};
+use crate::run::reward;
 use crate::terminal::{ProgressLine, short};
 
 /// Trains a new run, or continues one from its newest complete checkpoint. Returns the last evaluation without
@@ -65,6 +67,7 @@ struct Training<'a> {
     engine: RolloutEngine,
     learner: Box<dyn Learner>,
     evaluator: Evaluator,
+    reward: Option<RewardLearning<'a>>,
     window: EpisodeWindow,
     metrics: MetricsLog,
     results: ResultsLog,
@@ -80,6 +83,7 @@ impl<'a> Training<'a> {
         let evaluator = Evaluator::new(config, &[], config.eval.episodes, config.eval.mode)?;
         let learner = build::learner(config, evaluator.spec()).map_err(|e| Failure::caused("cannot build the learner", e))?;
         let engine = build::training_engine(config, learner.uses_state())?;
+        let reward = config.reward.as_ref().map(|reward| RewardLearning::new(run.path(), config, reward, engine.spec())).transpose()?;
         Ok(Self {
             metrics: MetricsLog::open(run.path(), config.log.tensorboard)?,
             results: ResultsLog::open(run.path(), engine.spec())?,
@@ -89,6 +93,7 @@ impl<'a> Training<'a> {
             engine,
             learner,
             evaluator,
+            reward,
             batch: RolloutBatch::default(),
             step: 0,
             update: 0,
@@ -110,7 +115,8 @@ impl<'a> Training<'a> {
                 return Err(Failure::caused_with_help(message, error, format!("{remedy}, or {again}")));
             }
             // The run was stopped before its first checkpoint, so the beginning is its newest state.
-            for name in [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES] {
+            let logs = [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES];
+            for name in logs.into_iter().chain([reward::STAGES, reward::EPOCHS, reward::PAIRS, reward::TEST_PAIRS]) {
                 let path = run.file(name);
                 match std::fs::remove_file(&path) {
                     Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Failure::file("remove", &path, e)),
@@ -143,6 +149,11 @@ impl<'a> Training<'a> {
         for (name, file) in self.metrics.files() {
             file.truncate(length(name)?)?;
         }
+        if let Some(reward) = &mut self.reward {
+            let state = found.reward.as_ref().ok_or_else(|| Failure::run("the checkpoint has no learned reward"))?;
+            reward.restore(self.run, state, length)?;
+            self.engine.set_reward_fn(reward.reward_fn()?);
+        }
         self.results.rewind(length(results::EVAL)?, length(results::EPISODES)?)?;
         let path = self.run.file(results::EVAL);
         let text = std::fs::read(&path).map_err(|e| Failure::file("read", &path, e))?;
@@ -156,7 +167,11 @@ impl<'a> Training<'a> {
         let total = self.config.total_steps;
         let mut line = ProgressLine::new(total, self.step);
         let mut interval = (Instant::now(), self.step);
+        if total == 0 {
+            self.learn_reward()?;
+        }
         while self.step < total {
+            self.learn_reward()?;
             let before = self.step;
             let (collect_seconds, update_seconds) = self.advance()?;
             let is_last = self.step >= total;
@@ -180,6 +195,27 @@ impl<'a> Training<'a> {
             }
         }
         line.finish();
+        Ok(())
+    }
+
+    /// Fits the reward anew, if there is one to be learned and its time has come; more than once if a rollout is longer than
+    /// a stage.
+    fn learn_reward(&mut self) -> Result<()> {
+        while let Some(reward) = self.reward.as_mut().filter(|reward| reward.is_due(self.step)) {
+        let row = reward.advance(self.learner.as_mut(), self.step)?;
+        self.engine.set_reward_fn(reward.reward_fn()?);
+        self.metrics.write(self.step, self.update, &row.values())?;
+        let known = |value: Option<f64>| value.map_or_else(|| "-".to_string(), |v| format!("{v:.3}"));
+        info!(
+            step = self.step,
+            stage = row.stage,
+            pairs = row.pairs,
+            wrong_labels = known(row.label_rate),
+            test_accuracy = known(row.test_accuracy),
+            auroc = known(row.auroc),
+            "fitted the reward"
+        );
+        }
         Ok(())
     }
 
@@ -252,7 +288,13 @@ impl<'a> Training<'a> {
         for (name, file) in self.results.files() {
             record(name, file)?;
         }
-        let checkpoint = Checkpoint { progress, learner: self.learner.state(), engine };
+        if let Some(reward) = &mut self.reward {
+            for (name, file) in reward.files() {
+                record(name, file)?;
+            }
+        }
+        let reward = self.reward.as_ref().map(RewardLearning::state);
+        let checkpoint = Checkpoint { progress, learner: self.learner.state(), engine, reward };
         checkpoint::save(&self.run.checkpoints(), &checkpoint, self.config.checkpoint.keep)?;
         self.has_checkpoint = true;
         debug!(step = self.step, "saved");

@@ -1,7 +1,7 @@
 //! Checkpoints: everything that an exact continuation needs, complete or absent.
 //!
 //! A checkpoint is a directory that is written under a temporary name, brought to the disk and then renamed. It holds
-//! two safetensors files and `progress.json`, which gives the sizes and checksums of the others and the lengths of the
+//! safetensors files and `progress.json`, which gives the sizes and checksums of the others and the lengths of the
 //! logs at that moment.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use crate::failure::{Failure, Result};
 
 const LEARNER: &str = "learner.safetensors";
 const ENGINE: &str = "engine.safetensors";
+const REWARD: &str = "reward.safetensors";
 const PROGRESS: &str = "progress.json";
 
 /// Where the run stood.
@@ -57,6 +58,8 @@ pub struct Checkpoint {
     pub learner: StateDict,
     /// State of the rollout engine and of what the experiment itself remembers.
     pub engine: StateDict,
+    /// State of the learned reward, if the run learns one.
+    pub reward: Option<StateDict>,
 }
 
 /// Why a checkpoint cannot be used.
@@ -171,7 +174,8 @@ fn write(temporary: &Path, checkpoint: &Checkpoint) -> Result<()> {
         files: BTreeMap::new(),
         ..checkpoint.progress.clone()
     };
-    for (file, state) in [(LEARNER, &checkpoint.learner), (ENGINE, &checkpoint.engine)] {
+    let reward = checkpoint.reward.as_ref().map(|state| (REWARD, state));
+    for (file, state) in [(LEARNER, &checkpoint.learner), (ENGINE, &checkpoint.engine)].into_iter().chain(reward) {
         let bytes = arrays::to_bytes(state).map_err(|reason| Failure::run(format!("cannot save {file}: {reason}")))?;
         progress.files.insert(file.to_string(), FileSum { bytes: bytes.len() as u64, crc32c: crc32c::crc32c(&bytes) });
         write_file(&temporary.join(file), &bytes)?;
@@ -223,7 +227,8 @@ pub fn load(path: &Path) -> Result<Checkpoint, CheckpointError> {
         }
         arrays::from_bytes(&bytes).map_err(|reason| CheckpointError::File { file, reason })
     };
-    Ok(Checkpoint { learner: state(LEARNER)?, engine: state(ENGINE)?, progress })
+    let reward = progress.files.contains_key(REWARD).then(|| state(REWARD)).transpose()?;
+    Ok(Checkpoint { learner: state(LEARNER)?, engine: state(ENGINE)?, reward, progress })
 }
 
 fn parse_progress(bytes: &[u8]) -> Result<Progress, CheckpointError> {
@@ -286,7 +291,7 @@ mod tests {
         engine.put_u64("words", &[1, 2, 3]);
         let progress =
             Progress { step, update: step / 10, logs: BTreeMap::from([("metrics.jsonl".to_string(), 17)]), ..Default::default() };
-        Checkpoint { progress, learner, engine }
+        Checkpoint { progress, learner, engine, reward: None }
     }
 
     #[test]

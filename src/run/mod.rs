@@ -8,8 +8,10 @@
 //!     timing.jsonl         wall-clock figures of the same updates
 //!     eval.csv             one line per evaluation
 //!     episodes.csv         one line per evaluation episode
+//!     reward.csv           one line per fit of a learned reward; reward_epochs.csv has its passes
+//!     preferences.jsonl    what the reward was learned from; preferences_test.jsonl measured it
 //!     tensorboard/         the metrics as TensorBoard events
-//!     checkpoints/step-NNNNNNNNNNNN/   learner.safetensors engine.safetensors progress.json
+//!     checkpoints/step-NNNNNNNNNNNN/   learner.safetensors engine.safetensors progress.json, reward.safetensors if one is learned
 //!     plots/               pictures of the finished run
 //!     summary.json         exists once the run is finished
 //! ```
@@ -21,6 +23,7 @@ pub mod log;
 pub mod manifest;
 pub mod metrics;
 pub mod results;
+pub mod reward;
 pub mod tensorboard;
 
 /// Version of everything written into a run directory. Raised when old programs could misread new files.

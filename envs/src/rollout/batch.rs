@@ -37,6 +37,8 @@ pub struct RolloutBatch {
     pub log_probs: Vec<f32>,
     /// `[time, slot, agent]`.
     pub rewards: Vec<f32>,
+    /// `[time, slot, agent]`: the environment's own rewards where a reward function replaced them in `rewards`; else empty.
+    pub environment_rewards: Vec<f32>,
     /// `[time, slot]`: the task ended.
     pub terminated: Vec<bool>,
     /// `[time, slot]`: the time limit cut the episode.
@@ -51,7 +53,7 @@ pub struct RolloutBatch {
 
 impl RolloutBatch {
     /// Gives every array the length for `n_steps`; contents are unspecified until the engine fills them.
-    pub(super) fn prepare(&mut self, spec: &EnvSpec, n_steps: usize, n_slots: usize, with_state: bool) {
+    pub(super) fn prepare(&mut self, spec: &EnvSpec, n_steps: usize, n_slots: usize, with_state: bool, with_reward_fn: bool) {
         self.n_steps = n_steps;
         self.n_slots = n_slots;
         self.n_agents = spec.n_agents();
@@ -66,6 +68,7 @@ impl RolloutBatch {
         self.continuous_actions.resize(continuous, 0.0);
         self.log_probs.resize(agents, 0.0);
         self.rewards.resize(agents, 0.0);
+        self.environment_rewards.resize(if with_reward_fn { agents } else { 0 }, 0.0);
         self.terminated.resize(n_steps * n_slots, false);
         self.truncated.resize(n_steps * n_slots, false);
         self.ends.clear();

@@ -68,6 +68,12 @@ impl RolloutEngine {
         self.envs.n_slots()
     }
 
+    /// Replaces the reward function, between collections; returns the one there was. With nothing, rewards are the
+    /// environment's.
+    pub fn set_reward_fn(&mut self, reward_fn: Option<Box<dyn RewardFn>>) -> Option<Box<dyn RewardFn>> {
+        std::mem::replace(&mut self.options.reward_fn, reward_fn)
+    }
+
     /// Episodes that ended in the last collection, in the order of their ends.
     pub fn episodes(&self) -> &EpisodeLog {
         &self.episodes
@@ -79,7 +85,7 @@ impl RolloutEngine {
     /// [`EnvError::NonFinite`] if an observation, state, reward or log-probability is not finite; otherwise what the
     /// environments, the policy or the reward report.
     pub fn collect(&mut self, policy: &mut dyn Policy, steps: usize, mode: ActMode, batch: &mut RolloutBatch) -> Result<()> {
-        batch.prepare(self.envs.spec(), steps, self.n_slots(), self.options.with_state);
+        batch.prepare(self.envs.spec(), steps, self.n_slots(), self.options.with_state, self.options.reward_fn.is_some());
         self.episodes.clear();
         self.episodes.reserve(batch.ends.capacity());
         batch.observations[..self.observations.len()].copy_from_slice(&self.observations);
@@ -164,7 +170,8 @@ impl RolloutEngine {
         require_finite(name, "state", next_states, time, 0, batch.state_dim)?;
         require_finite(name, "reward", rewards, time, 0, agents)?;
         require_finite(name, "log-probability", log_probs, time, 0, agents)?;
-        if let Some(reward_fn) = &self.options.reward_fn {
+        if let Some(reward_fn) = &mut self.options.reward_fn {
+            batch.environment_rewards[samples].copy_from_slice(rewards);
             for slot in 0..slots {
                 let after =
                     if self.envs.ended(slot).is_some() { self.envs.final_observations(slot) } else { &next[slot * agents * width..] };

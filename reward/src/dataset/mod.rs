@@ -1,5 +1,21 @@
 //! Where preferences come from: rollouts, files, and what corrupts their labels.
 
+mod column;
+mod draft;
+pub mod jsonl;
 pub mod noise;
+mod parquet;
+mod prompt;
+pub mod reader;
+pub mod report;
+pub mod row;
+pub mod segments;
+pub mod writer;
 
-pub use noise::NoiseConfig;
+pub use jsonl::Lines;
+pub use reader::{Format, PreferenceFile, ReadOptions};
+pub use report::{ReadReport, Tally};
+pub use row::{Entry, Kind, Row};
+pub use writer::{JsonlWriter, PreferenceWriter, write_jsonl_row};
+pub use noise::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
+pub use segments::{CollectedSegments, SegmentSampler, collect_segments};

@@ -1,17 +1,39 @@
 //! What learns a reward from preferences.
 
 pub mod hashed_text;
+pub mod mlp;
+pub mod segment_input;
 
 use steadfast_agents::StateDict;
 
 use crate::error::Result;
 use crate::margin::LossValue;
 
+pub use mlp::{MlpReward, MlpRewardConfig, RewardInputs};
+pub use segment_input::{ActionKind, SegmentSpec};
+
 /// Computes the loss of a batch from its margins. Called once per member of an ensemble.
 pub type BatchLoss<'a> = dyn FnMut(&[f32], &mut [LossValue]) + 'a;
 
 /// A reward model over pairs of kind `P`.
 pub trait RewardModel<P>: Send {
+    /// Why a pair cannot be used with this model, if it cannot.
+    ///
+    /// # Errors
+    /// The reason, in words that fit behind the pair's identifier.
+    fn check(&self, _pair: &P) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Called once before the first step with the pairs that will be trained on, such as to take the scales of inputs
+    /// from them. A model that has seen pairs before keeps its scales: it goes on from where it was.
+    ///
+    /// # Errors
+    /// As [`RewardModel::margins`].
+    fn prepare(&mut self, _pairs: &[&P]) -> Result<()> {
+        Ok(())
+    }
+
     /// Margins `r(chosen) − r(rejected)`, one per pair; of an ensemble, their mean.
     ///
     /// # Errors

@@ -1,0 +1,362 @@
+//! A row as a file spells it, before it is checked: the meeting point of the JSONL and the Parquet reader.
+
+use std::borrow::Cow;
+
+use super::column;
+use super::prompt::{shared_messages, shared_prefix};
+use super::row::{Entry, Row};
+use crate::preference::{Message, Preference, Segment, SegmentPair, Text, TextPair, Truth};
+
+/// Why an identical pair is a bad row.
+pub(crate) const IDENTICAL: &str = "`chosen` and `rejected` are the same; such a pair teaches nothing: remove it";
+
+/// A single value of a column.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Scalar<'a> {
+    Bool(bool),
+    /// Whole numbers of every width that files hold.
+    Whole(i128),
+    Real(f64),
+    Text(Cow<'a, str>),
+    /// A list or an object.
+    Nested,
+}
+
+impl Scalar<'_> {
+    fn describe(&self) -> String {
+        match self {
+            Self::Bool(value) => value.to_string(),
+            Self::Whole(value) => value.to_string(),
+            Self::Real(value) => value.to_string(),
+            Self::Text(_) => "text".to_string(),
+            Self::Nested => "a list or an object".to_string(),
+        }
+    }
+
+    fn number(&self, column: &str) -> Result<f64, String> {
+        let number = match self {
+            Self::Whole(value) => *value as f64,
+            Self::Real(value) => *value,
+            other => return Err(format!("`{column}` must be a number, got {}", other.describe())),
+        };
+        if number.is_finite() { Ok(number) } else { Err(format!("`{column}` must be finite, got {number}")) }
+    }
+
+    fn truth(&self, column: &str) -> Result<bool, String> {
+        match self {
+            Self::Bool(value) => Ok(*value),
+            Self::Whole(0) => Ok(false),
+            Self::Whole(1) => Ok(true),
+            other => Err(format!("`{column}` must be true or false, got {}", other.describe())),
+        }
+    }
+
+    fn name(self, column: &str) -> Result<String, String> {
+        match self {
+            Self::Text(text) => Ok(text.into_owned()),
+            Self::Whole(value) => Ok(value.to_string()),
+            other => Err(format!("`{column}` must be text or a whole number, got {}", other.describe())),
+        }
+    }
+}
+
+/// Numbers in steps of one width.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Matrix {
+    pub steps: usize,
+    pub width: usize,
+    pub numbers: Vec<f32>,
+}
+
+impl Matrix {
+    /// Closes a step whose numbers have been pushed.
+    pub(crate) fn close_step(&mut self, at: impl Fn() -> String) -> Result<(), String> {
+        let width = self.numbers.len() - self.steps * self.width;
+        if self.steps == 0 {
+            self.width = width;
+        } else if width != self.width {
+            return Err(format!("{}: step {} has width {width}, step 1 has width {}", at(), self.steps + 1, self.width));
+        }
+        self.steps += 1;
+        Ok(())
+    }
+}
+
+/// A segment before it is checked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct SegmentDraft {
+    pub observations: Option<Matrix>,
+    pub actions: Option<Matrix>,
+    pub rewards: Option<Vec<f32>>,
+    pub terminated: bool,
+    pub policy: String,
+}
+
+impl SegmentDraft {
+    fn check(self, side: &str) -> Result<Segment, String> {
+        let missing = |field: &str| format!("`{side}` has no `{field}`; a segment needs `observations` and `actions`");
+        let observations = self.observations.ok_or_else(|| missing("observations"))?;
+        let actions = self.actions.ok_or_else(|| missing("actions"))?;
+        let steps = observations.steps;
+        if steps == 0 || observations.width == 0 {
+            return Err(format!("`{side}.observations` is empty; a segment has at least one step"));
+        }
+        if actions.steps != steps {
+            return Err(format!("`{side}` has {steps} observations but {} actions; there is one action for each", actions.steps));
+        }
+        if actions.width == 0 {
+            return Err(format!("`{side}.actions` holds empty actions"));
+        }
+        let rewards = self.rewards.unwrap_or_default();
+        if !rewards.is_empty() && rewards.len() != steps {
+            return Err(format!(
+                "`{side}` has {steps} observations but {} rewards; leave `rewards` out or give one for each",
+                rewards.len()
+            ));
+        }
+        for (field, numbers) in [("observations", &observations.numbers), ("actions", &actions.numbers), ("rewards", &rewards)] {
+            if let Some((at, number)) = numbers.iter().enumerate().find(|(_, number)| !number.is_finite()) {
+                let step = at * steps / numbers.len() + 1;
+                return Err(format!("`{side}.{field}`, step {step}: {number} is not a finite 32-bit number"));
+            }
+        }
+        Ok(Segment {
+            steps,
+            observations: observations.numbers,
+            actions: actions.numbers,
+            rewards,
+            terminated: self.terminated,
+            policy: self.policy,
+        })
+    }
+}
+
+/// One of the two things before it is checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Side<'a> {
+    Plain(Cow<'a, str>),
+    Messages(Vec<Message>),
+    Segment(SegmentDraft),
+}
+
+impl Side<'_> {
+    fn describe(&self) -> &'static str {
+        match self {
+            Self::Plain(_) => "text",
+            Self::Messages(_) => "a list of messages",
+            Self::Segment(_) => "a segment",
+        }
+    }
+}
+
+/// A row before it is checked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Draft<'a> {
+    pub id: Option<Scalar<'a>>,
+    pub prompt: Option<Side<'a>>,
+    pub conversations: Option<Side<'a>>,
+    pub chosen: Option<Side<'a>>,
+    pub rejected: Option<Side<'a>>,
+    pub equal: Option<Scalar<'a>>,
+    pub label: Option<Scalar<'a>>,
+    pub margin: Option<f32>,
+    pub annotator: Option<Scalar<'a>>,
+    pub flipped: Option<Scalar<'a>>,
+    pub gold_chosen: Option<Scalar<'a>>,
+    pub gold_rejected: Option<Scalar<'a>>,
+    /// Columns that are not read.
+    pub unknown: Vec<String>,
+}
+
+impl Draft<'_> {
+    /// The row, or the reason why it cannot be used.
+    pub(crate) fn finish(mut self, line: u64) -> Result<Entry, String> {
+        let (Some(chosen), Some(rejected)) = (self.chosen.take(), self.rejected.take()) else {
+            return Err(self.missing_side());
+        };
+        let equal = self.is_tie()?;
+        if self.margin.is_some_and(|margin| !margin.is_finite()) {
+            return Err("`margin` must be finite".to_string());
+        }
+        let missing_id = self.id.is_none();
+        let id = match self.id.take() {
+            Some(id) => id.name("id")?,
+            None => line.to_string(),
+        };
+        let annotator = self.annotator.take().map(|name| name.name("annotator_id")).transpose()?;
+        let truth = Truth {
+            flipped: self.flipped.take().map(|value| value.truth("flipped")).transpose()?,
+            gold_chosen: self.gold_chosen.take().map(|value| value.number("gold_chosen")).transpose()?,
+            gold_rejected: self.gold_rejected.take().map(|value| value.number("gold_rejected")).transpose()?,
+        };
+        let margin = self.margin;
+        let row = match (chosen, rejected) {
+            (Side::Segment(chosen), Side::Segment(rejected)) => {
+                if let Some(prompt) = self.prompt.or(self.conversations) {
+                    return Err(format!("a pair of segments has no prompt, but `prompt` holds {}", prompt.describe()));
+                }
+                let pair = check_segments(chosen, rejected)?;
+                Row::Segments(Preference { id, pair, equal, margin, annotator, truth })
+            }
+            (chosen, rejected) => {
+                let pair = check_texts(self.prompt, self.conversations, chosen, rejected)?;
+                Row::Texts(Preference { id, pair, equal, margin, annotator, truth })
+            }
+        };
+        Ok(Entry::new(line, row, missing_id, self.unknown))
+    }
+
+    /// Says which of the sides is missing, and what the row may be instead of a pair.
+    fn missing_side(&self) -> String {
+        let has = |name: &str| self.unknown.iter().any(|unknown| unknown == name);
+        if has("completion") {
+            return "the row is a single judged completion (`completion`, `label`), not a pair; two completions of the same prompt \
+                    make a pair: write them as `prompt`, `chosen`, `rejected`"
+                .to_string();
+        }
+        if has("chosen_ids") || has("chosen_input_ids") {
+            return "the row holds token numbers; write the texts themselves as `prompt`, `chosen`, `rejected`".to_string();
+        }
+        let missing = match (&self.chosen, &self.rejected) {
+            (None, None) => "no `chosen` and no `rejected`",
+            (None, _) => "no `chosen`",
+            _ => "no `rejected`",
+        };
+        let mut reason = missing.to_string();
+        if self.unknown.is_empty() {
+            reason += "; a row is an object with `chosen` and `rejected`";
+        } else {
+            let shown: Vec<String> = self.unknown.iter().take(20).map(|name| shorten(name)).collect();
+            reason += &format!("; the columns that are not read are {}", shown.join(", "));
+        }
+        for name in &self.unknown {
+            if let Some(meant) = column::suggestion(name) {
+                reason += &format!("; did you mean `{meant}` by `{}`?", shorten(name));
+                break;
+            }
+        }
+        reason
+    }
+
+    fn is_tie(&mut self) -> Result<bool, String> {
+        let equal = self.equal.take().map(|value| value.truth("equal")).transpose()?;
+        let label = match self.label.take() {
+            // Words belong to somebody else's scheme; the order of the pair is what counts here.
+            None => None,
+            Some(Scalar::Text(_) | Scalar::Nested) => {
+                self.unknown.push("label".to_string());
+                None
+            }
+            Some(Scalar::Bool(true) | Scalar::Whole(1)) => Some(false),
+            Some(Scalar::Real(1.0)) => Some(false),
+            Some(Scalar::Real(0.5)) => Some(true),
+            Some(other) => {
+                return Err(format!(
+                    "`label` is {}; in a row with `chosen` and `rejected` it is 1 or, for a tie, 0.5: swap the two if `rejected` won",
+                    other.describe()
+                ));
+            }
+        };
+        match (equal, label) {
+            (Some(equal), Some(label)) if equal != label => Err(format!("`equal` is {equal}, but `label` says the opposite")),
+            (equal, label) => Ok(equal.or(label).unwrap_or(false)),
+        }
+    }
+}
+
+/// A name, cut so that a message stays readable.
+pub(crate) fn shorten(name: &str) -> String {
+    match name.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_string(),
+    }
+}
+
+fn check_segments(chosen: SegmentDraft, rejected: SegmentDraft) -> Result<SegmentPair, String> {
+    let widths = |draft: &SegmentDraft| {
+        (draft.observations.as_ref().map_or(0, |matrix| matrix.width), draft.actions.as_ref().map_or(0, |matrix| matrix.width))
+    };
+    let (of_chosen, of_rejected) = (widths(&chosen), widths(&rejected));
+    let pair = SegmentPair { chosen: chosen.check("chosen")?, rejected: rejected.check("rejected")? };
+    for (field, a, b) in [("observations", of_chosen.0, of_rejected.0), ("actions", of_chosen.1, of_rejected.1)] {
+        if a != b {
+            return Err(format!("`chosen.{field}` has width {a}, `rejected.{field}` has width {b}; both come from one task"));
+        }
+    }
+    let (long, short, name) = if pair.chosen.steps < pair.rejected.steps {
+        (&pair.rejected, &pair.chosen, "chosen")
+    } else {
+        (&pair.chosen, &pair.rejected, "rejected")
+    };
+    if short.steps < long.steps && !short.terminated {
+        return Err(format!(
+            "`{name}` has {} steps, the other {}; a shorter segment must end with the end of the task (`terminated`: true)",
+            short.steps, long.steps
+        ));
+    }
+    let (a, b) = (&pair.chosen, &pair.rejected);
+    if a.observations == b.observations && a.actions == b.actions && a.terminated == b.terminated {
+        return Err(IDENTICAL.to_string());
+    }
+    Ok(pair)
+}
+
+fn check_texts(
+    prompt: Option<Side<'_>>,
+    conversations: Option<Side<'_>>,
+    chosen: Side<'_>,
+    rejected: Side<'_>,
+) -> Result<TextPair, String> {
+    let prompt = match (prompt, conversations) {
+        (Some(_), Some(_)) => return Err("both `prompt` and `conversations` are given; keep one".to_string()),
+        (prompt, conversations) => prompt.or(conversations),
+    };
+    let pair = match (prompt, chosen, rejected) {
+        (Some(Side::Segment(_)), _, _) => return Err("`prompt` must be text or a list of messages, got a segment".to_string()),
+        (Some(Side::Plain(prompt)), Side::Plain(chosen), Side::Plain(rejected)) => TextPair {
+            prompt: Text::Plain(prompt.into_owned()),
+            chosen: Text::Plain(chosen.into_owned()),
+            rejected: Text::Plain(rejected.into_owned()),
+        },
+        (None, Side::Plain(chosen), Side::Plain(rejected)) => {
+            let end = shared_prefix(&chosen, &rejected);
+            TextPair {
+                prompt: Text::Plain(chosen[..end].to_string()),
+                chosen: Text::Plain(chosen[end..].to_string()),
+                rejected: Text::Plain(rejected[end..].to_string()),
+            }
+        }
+        (Some(Side::Messages(prompt)), Side::Plain(chosen), Side::Plain(rejected)) => {
+            let answer =
+                |text: Cow<'_, str>| Text::Conversation(vec![Message { role: "assistant".to_string(), content: text.into_owned() }]);
+            TextPair { prompt: Text::Conversation(prompt), chosen: answer(chosen), rejected: answer(rejected) }
+        }
+        (Some(Side::Messages(prompt)), Side::Messages(chosen), Side::Messages(rejected)) => {
+            TextPair { prompt: Text::Conversation(prompt), chosen: Text::Conversation(chosen), rejected: Text::Conversation(rejected) }
+        }
+        // Beside whole conversations a prompt in plain text only repeats their beginning.
+        (prompt, Side::Messages(mut chosen), Side::Messages(mut rejected)) => {
+            let n_shared = shared_messages(&chosen, &rejected);
+            rejected.drain(..n_shared);
+            let mut shared: Vec<Message> = chosen.drain(..n_shared).collect();
+            if let (true, Some(Side::Plain(prompt))) = (shared.is_empty(), prompt)
+                && !prompt.trim().is_empty()
+            {
+                shared.push(Message { role: "user".to_string(), content: prompt.into_owned() });
+            }
+            TextPair { prompt: Text::Conversation(shared), chosen: Text::Conversation(chosen), rejected: Text::Conversation(rejected) }
+        }
+        (_, chosen, rejected) => {
+            return Err(format!("`chosen` is {}, `rejected` is {}; both must be the same", chosen.describe(), rejected.describe()));
+        }
+    };
+    if pair.chosen == pair.rejected {
+        return Err(IDENTICAL.to_string());
+    }
+    for (name, text) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
+        if text.is_blank() {
+            return Err(format!("`{name}` is empty; an empty answer cannot be scored: remove the pair"));
+        }
+    }
+    Ok(pair)
+}

@@ -1,0 +1,143 @@
+//! One row of a preference file.
+
+use twox_hash::xxhash3_128::Hasher as Xxh3;
+
+use crate::preference::{Segment, SegmentPreference, Text, TextPreference};
+
+/// What the pairs of a file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Trajectory segments.
+    Segments,
+    /// Texts.
+    Texts,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Segments => "pair of segments",
+            Self::Texts => "pair of texts",
+        })
+    }
+}
+
+/// A preference as a file holds it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Row {
+    /// Between two trajectory segments.
+    Segments(SegmentPreference),
+    /// Between two texts.
+    Texts(TextPreference),
+}
+
+impl Row {
+    /// What the pair is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Segments(_) => Kind::Segments,
+            Self::Texts(_) => Kind::Texts,
+        }
+    }
+
+    /// Identifier of the pair.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Segments(row) => &row.id,
+            Self::Texts(row) => &row.id,
+        }
+    }
+
+    /// True if the annotator found both equally good.
+    pub fn equal(&self) -> bool {
+        match self {
+            Self::Segments(row) => row.equal,
+            Self::Texts(row) => row.equal,
+        }
+    }
+
+    /// The contents of the pair in the order of its label, and in the opposite order, as 128-bit hashes. A tie has no
+    /// order, so both are the same.
+    pub(crate) fn contents(&self) -> Contents {
+        let (prompt, chosen, rejected) = match self {
+            Self::Segments(row) => (0, hash_segment(&row.pair.chosen), hash_segment(&row.pair.rejected)),
+            Self::Texts(row) => (hash_text(&row.pair.prompt), hash_text(&row.pair.chosen), hash_text(&row.pair.rejected)),
+        };
+        let hash = |tag: u8, first: u128, second: u128| {
+            let mut hasher = Xxh3::new();
+            hasher.write(&[tag]);
+            [prompt, first, second].iter().for_each(|part: &u128| hasher.write(&part.to_le_bytes()));
+            hasher.finish_128()
+        };
+        if self.equal() {
+            let both = hash(1, chosen.min(rejected), chosen.max(rejected));
+            return Contents { ordered: both, reversed: both };
+        }
+        Contents { ordered: hash(0, chosen, rejected), reversed: hash(0, rejected, chosen) }
+    }
+}
+
+/// See [`Row::contents`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Contents {
+    pub ordered: u128,
+    pub reversed: u128,
+}
+
+/// A usable row with where it stood and what was remarkable about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Line of a JSONL file, row of a Parquet file, from 1.
+    pub line: u64,
+    /// The preference.
+    pub row: Row,
+    /// True if the row has no `id`; the line number stands in for it.
+    pub missing_id: bool,
+    /// Names of columns that are not read.
+    pub unknown: Vec<String>,
+    pub(crate) contents: Contents,
+}
+
+impl Entry {
+    pub(crate) fn new(line: u64, row: Row, missing_id: bool, unknown: Vec<String>) -> Self {
+        let contents = row.contents();
+        Self { line, row, missing_id, unknown, contents }
+    }
+}
+
+/// 128-bit hash of an identifier.
+pub(crate) fn hash_id(id: &str) -> u128 {
+    Xxh3::oneshot(id.as_bytes())
+}
+
+fn hash_text(text: &Text) -> u128 {
+    match text {
+        Text::Plain(text) => Xxh3::oneshot(text.as_bytes()),
+        Text::Conversation(messages) => {
+            let mut hasher = Xxh3::new();
+            for message in messages {
+                // Lengths keep the border between two strings.
+                for part in [&message.role, &message.content] {
+                    hasher.write(&(part.len() as u64).to_le_bytes());
+                    hasher.write(part.as_bytes());
+                }
+            }
+            hasher.finish_128()
+        }
+    }
+}
+
+fn hash_segment(segment: &Segment) -> u128 {
+    let mut hasher = Xxh3::new();
+    hasher.write(&(segment.steps as u64).to_le_bytes());
+    hasher.write(&[u8::from(segment.terminated)]);
+    let mut bytes = Vec::with_capacity(4 * segment.observations.len().max(segment.actions.len()));
+    for numbers in [&segment.observations, &segment.actions] {
+        bytes.clear();
+        // Adding zero makes one number of the two zeros, as `==` does.
+        bytes.extend(numbers.iter().flat_map(|number| (number + 0.0).to_le_bytes()));
+        hasher.write(&bytes);
+    }
+    hasher.finish_128()
+}
