@@ -4,27 +4,28 @@
 //! per fold learns from all other folds, and a pair is judged by the model that never saw its label (cross-fitting). The
 //! lower its margin `r(chosen) − r(rejected)`, the more likely its label is wrong.
 //!
-//! The pairs are streamed: every pass reads them again, [`PairEncoder`] turns them into a model's input in parallel, and
+//! The pairs are streamed: every pass reads them again, [`TextEncoder`] turns them into a model's input in parallel, and
 //! all models learn side by side, each in the order of the file. What is kept per pair does not depend on its length. The
 //! models after a pass are judged during the next one, so that n passes of learning read the file n + 1 times; the pass
 //! with the highest out-of-fold accuracy on the labels as given is the one that counts. Nothing depends on the number of
 //! threads.
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rayon::prelude::*;
 use serde::Serialize;
 use steadfast_envs::SeedTree;
 
+use crate::dataset::{Entry, PreferenceFile, ReadReport, Row, Tally};
 use crate::error::{Result, RewardError, require};
 use crate::fit::Detection;
 use crate::margin::{LossConfig, LossValue, MarginLoss, log_one_plus_exp, sigmoid};
 use crate::metrics;
 use crate::model::RewardModel;
-use crate::preference::Preference;
+use crate::preference::{Preference, TextPair};
 
-/// Turns pairs into what a model learns from: hashed features, tokens. Called in parallel.
-pub trait PairEncoder<P>: Sync {
+/// Turns pairs of texts into what a model learns from: hashed features, tokens. Called in parallel.
+pub trait TextEncoder: Sync {
     /// A model's input.
     type Encoded: Send + Sync;
     /// Memory that is used again, one per thread.
@@ -34,7 +35,7 @@ pub trait PairEncoder<P>: Sync {
     ///
     /// # Errors
     /// [`RewardError::Data`] if a model cannot use the pair.
-    fn encode(&self, pair: &P, buffers: &mut Self::Buffers) -> Result<Self::Encoded>;
+    fn encode(&self, pair: &TextPair, buffers: &mut Self::Buffers) -> Result<Self::Encoded>;
 }
 
 /// Settings of an audit.
@@ -77,15 +78,6 @@ impl AuditConfig {
     }
 }
 
-/// A preference with its place in the file.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Row<P> {
-    /// Line or row of the file, from 1.
-    pub line: u64,
-    /// The preference.
-    pub preference: Preference<P>,
-}
-
 /// A pair as the audit sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditedPair {
@@ -104,6 +96,12 @@ pub struct AuditedPair {
 }
 
 impl AuditedPair {
+    /// A pair that is still to be judged.
+    pub fn new<P>(preference: &Preference<P>, line: u64) -> Self {
+        let (flipped, equal) = (preference.truth.flipped, preference.equal);
+        Self { id: preference.id.as_str().into(), line, margin: 0.0, outlier: 0.0, flipped, equal }
+    }
+
     /// Probability under Bradley and Terry's model that an annotator prefers the rejected one: σ(−margin).
     pub fn suspicion(&self) -> f32 {
         sigmoid(-self.margin)
@@ -123,9 +121,24 @@ pub struct PassReport {
     pub outlier_fraction: f64,
 }
 
+impl PassReport {
+    /// What the margins of all labelled pairs say.
+    pub fn new(pass: usize, margins: &[f32], loss: &MarginLoss) -> Self {
+        let n = margins.len().max(1) as f64;
+        Self {
+            pass,
+            accuracy: metrics::accuracy(margins).unwrap_or(0.0),
+            cross_entropy: margins.iter().map(|&d| f64::from(log_one_plus_exp(-d))).sum::<f64>() / n,
+            outlier_fraction: margins.iter().filter(|&&d| loss.outlier(d) > 0.0).count() as f64 / n,
+        }
+    }
+}
+
 /// What came of an audit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Audit {
+    /// What was found in the file.
+    pub report: ReadReport,
     /// All pairs in the order of the file.
     pub pairs: Vec<AuditedPair>,
     /// The passes.
@@ -138,14 +151,14 @@ pub struct Audit {
 
 impl Audit {
     /// The audit of pairs whose margins are known.
-    pub fn new(mut pairs: Vec<AuditedPair>, passes: Vec<PassReport>, selected_pass: usize, loss: &MarginLoss) -> Self {
+    pub fn new(mut pairs: Vec<AuditedPair>, report: ReadReport, passes: Vec<PassReport>, selected_pass: usize, loss: &MarginLoss) -> Self {
         pairs.iter_mut().for_each(|p| p.outlier = if p.equal { 0.0 } else { loss.outlier(p.margin) });
         let judged = || pairs.iter().filter(|p| !p.equal);
         let flipped: Option<Vec<bool>> = judged().map(|p| p.flipped).collect();
         let margins: Vec<f32> = judged().map(|p| p.margin).collect();
         let deltas: Vec<f32> = judged().map(|p| p.outlier).collect();
         let detection = flipped.and_then(|flipped| metrics::detect(&margins, &deltas, &flipped));
-        Self { pairs, passes, selected_pass, detection }
+        Self { report, pairs, passes, selected_pass, detection }
     }
 
     /// Positions of the labelled pairs, the most suspicious first; ties stay in the order of the file.
@@ -184,49 +197,45 @@ const CHUNK: usize = 256;
 /// Passes without a higher accuracy after which learning stops.
 const PATIENCE: usize = 2;
 
-/// Where the rows come from: opens the source again for every pass.
-pub type OpenSource<'a, P> = dyn Fn() -> Result<Box<dyn Iterator<Item = Result<Row<P>>> + 'a>> + Sync + 'a;
-
-/// Streams the pairs and judges each by models that have not seen it; `progress` is told the pass (from 1) and the rows
-/// that it has read.
+/// Streams the pairs of texts of a file and judges each by a model that has not seen it; `progress` is told the pass (from
+/// 1) and the rows that it has read.
 ///
-/// `models` makes the model of a fold, from a seed.
+/// `model` makes an untrained model from a seed.
 ///
 /// # Errors
-/// Those of the source, the encoder and the models; [`RewardError::Data`] for fewer than two labelled pairs or a source
-/// that changes between passes.
-pub fn cross_fit<P, E, M>(
+/// Those of the file, the encoder and the models; [`RewardError::Data`] for pairs of segments, for fewer than two labelled
+/// pairs, and for a file that changes between passes.
+pub fn audit_texts<E, M>(
     config: &AuditConfig,
-    open: &OpenSource<'_, P>,
+    file: &PreferenceFile,
     encoder: &E,
-    models: &mut dyn FnMut(u64) -> Result<M>,
-    progress: &mut dyn FnMut(usize, usize),
+    model: &mut dyn FnMut(u64) -> Result<M>,
+    progress: &mut dyn FnMut(usize, u64),
 ) -> Result<Audit>
 where
-    P: Send + Sync,
-    E: PairEncoder<P>,
+    E: TextEncoder,
     M: RewardModel<E::Encoded>,
 {
     config.validate()?;
-    let mut run = Run::new(config, models)?;
-    let mut audit = run.passes(open, encoder, progress)?;
+    let mut audit = Run::new(config, file, encoder, model)?.passes(progress)?;
     if let LossConfig::Filtered(drop) = config.loss {
         // The data-filtering baseline: once more, without the pairs that the first fit believes least.
         let ranking = audit.ranking();
         let n = (drop.fraction * ranking.len() as f64).round() as usize;
-        let mut left_out = vec![false; audit.pairs.len()];
-        ranking[..n.min(ranking.len())].iter().for_each(|&i| left_out[i] = true);
-        run = Run::new(config, models)?;
-        run.left_out = left_out;
-        audit = run.passes(open, encoder, progress)?;
+        let mut run = Run::new(config, file, encoder, model)?;
+        run.left_out = vec![false; audit.pairs.len()];
+        ranking[..n.min(ranking.len())].iter().for_each(|&i| run.left_out[i] = true);
+        audit = run.passes(progress)?;
     }
     Ok(audit)
 }
 
-/// The models of all folds.
-struct Run<'a, M> {
+/// The models of all folds, and what they learn from.
+struct Run<'a, E, M> {
     config: &'a AuditConfig,
     loss: MarginLoss,
+    file: &'a PreferenceFile,
+    encoder: &'a E,
     folds: Vec<Fold<M>>,
     /// Rows that nothing is learned from; empty if there are none.
     left_out: Vec<bool>,
@@ -240,52 +249,67 @@ struct Fold<M> {
     judge: M,
 }
 
+/// A row as it is read, before it is parsed.
+enum Unparsed {
+    /// A line of a JSONL file with its number.
+    Line(u64, Vec<u8>),
+    /// A row of another format, which is parsed while it is read.
+    Entry(Box<Entry>),
+}
+
 /// A row that was read and encoded.
-struct Input<E> {
+struct Input<T> {
     row: usize,
     fold: usize,
     equal: bool,
     target: f32,
-    encoded: E,
+    encoded: T,
 }
 
-impl<'a, M> Run<'a, M> {
-    fn new(config: &'a AuditConfig, models: &mut dyn FnMut(u64) -> Result<M>) -> Result<Self> {
+/// What is kept of the passes.
+#[derive(Default)]
+struct Progress {
+    report: ReadReport,
+    pairs: Vec<AuditedPair>,
+    /// Margins of the present pass.
+    margins: Vec<f32>,
+}
+
+impl<'a, E, M> Run<'a, E, M>
+where
+    E: TextEncoder,
+    M: RewardModel<E::Encoded>,
+{
+    fn new(config: &'a AuditConfig, file: &'a PreferenceFile, encoder: &'a E, model: &mut dyn FnMut(u64) -> Result<M>) -> Result<Self> {
         let seeds = SeedTree::new(config.seed).child("audit/model");
-        let fold = |k: usize| {
+        let mut fold = |k: usize| {
             let seed = seeds.index(k as u64).seed();
-            Ok(Fold { learner: models(seed)?, judge: models(seed)? })
+            Ok(Fold { learner: model(seed)?, judge: model(seed)? })
         };
-        Ok(Self { config, loss: config.loss.build()?, folds: (0..config.folds).map(fold).collect::<Result<_>>()?, left_out: Vec::new() })
+        let folds = (0..config.folds).map(&mut fold).collect::<Result<_>>()?;
+        Ok(Self { config, loss: config.loss.build()?, file, encoder, folds, left_out: Vec::new() })
     }
 
     /// Learns until the out-of-fold accuracy no longer rises, `epochs` times at most.
-    fn passes<P, E>(&mut self, open: &OpenSource<'_, P>, encoder: &E, progress: &mut dyn FnMut(usize, usize)) -> Result<Audit>
-    where
-        P: Send + Sync,
-        E: PairEncoder<P>,
-        M: RewardModel<E::Encoded>,
-    {
-        let mut pairs: Vec<AuditedPair> = Vec::new();
-        let mut margins: Vec<f32> = Vec::new();
+    fn passes(&mut self, progress: &mut dyn FnMut(usize, u64)) -> Result<Audit> {
+        let mut kept = Progress::default();
         let mut reports: Vec<PassReport> = Vec::new();
         let mut selected = 0;
         for pass in 1..=self.config.epochs + 1 {
-            let is_learning = pass <= self.config.epochs;
-            self.pass(pass, is_learning, open, encoder, &mut pairs, &mut margins, progress)?;
+            self.pass(pass, &mut kept, progress)?;
             if pass == 1 {
-                let n = pairs.iter().filter(|p| !p.equal).count();
+                let n = kept.pairs.iter().filter(|p| !p.equal).count();
                 if n < 2 {
-                    return Err(RewardError::Data(format!("an audit needs two labelled pairs at least, got {n}")));
+                    return Err(RewardError::Data(format!("an audit needs at least 2 labelled pairs, got {n}")));
                 }
             } else {
-                let report = self.report(pass - 1, &pairs, &margins);
+                let report = self.report(pass - 1, &kept);
                 reports.push(report);
                 if selected == 0 || report.accuracy > reports[selected - 1].accuracy {
                     selected = pass - 1;
-                    pairs.iter_mut().zip(&margins).for_each(|(pair, &margin)| pair.margin = margin);
+                    kept.pairs.iter_mut().zip(&kept.margins).for_each(|(pair, &margin)| pair.margin = margin);
                 }
-                if pass - 1 >= selected + PATIENCE {
+                if pass > selected + PATIENCE {
                     break;
                 }
             }
@@ -293,84 +317,77 @@ impl<'a, M> Run<'a, M> {
                 fold.judge.load_state(&fold.learner.state())?;
             }
         }
-        Ok(Audit::new(pairs, reports, selected, &self.loss))
+        Ok(Audit::new(kept.pairs, kept.report, reports, selected, &self.loss))
     }
 
-    fn report(&self, pass: usize, pairs: &[AuditedPair], margins: &[f32]) -> PassReport {
-        let judged = || pairs.iter().zip(margins).filter(|(pair, _)| !pair.equal).map(|(_, &margin)| margin);
-        let n = judged().count().max(1) as f64;
-        PassReport {
-            pass,
-            accuracy: metrics::accuracy(&judged().collect::<Vec<f32>>()).unwrap_or(0.0),
-            cross_entropy: judged().map(|d| f64::from(log_one_plus_exp(-d))).sum::<f64>() / n,
-            outlier_fraction: judged().filter(|&d| self.loss.outlier(d) > 0.0).count() as f64 / n,
-        }
+    fn report(&self, pass: usize, kept: &Progress) -> PassReport {
+        let labelled = kept.pairs.iter().zip(&kept.margins).filter(|(pair, _)| !pair.equal);
+        PassReport::new(pass, &labelled.map(|(_, &margin)| margin).collect::<Vec<f32>>(), &self.loss)
     }
 
-    /// Reads everything once: the judges judge from the second pass on, the learners learn if `is_learning`.
-    fn pass<P, E>(
-        &mut self,
-        pass: usize,
-        is_learning: bool,
-        open: &OpenSource<'_, P>,
-        encoder: &E,
-        pairs: &mut Vec<AuditedPair>,
-        margins: &mut Vec<f32>,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<()>
-    where
-        P: Send + Sync,
-        E: PairEncoder<P>,
-        M: RewardModel<E::Encoded>,
-    {
-        let changed = || RewardError::Data("the preferences changed while they were read".to_string());
-        let (sender, receiver) = sync_channel::<Result<Vec<Row<P>>>>(2);
-        let config = self.config;
-        let mut n_read = 0;
+    /// Reads everything once: the judges judge from the second pass on, the learners learn in all but the last.
+    fn pass(&mut self, pass: usize, kept: &mut Progress, progress: &mut dyn FnMut(usize, u64)) -> Result<()> {
+        let (sender, receiver) = sync_channel(2);
+        let (file, encoder) = (self.file, self.encoder);
         std::thread::scope(|scope| {
             // Owned here, so that it goes away with a failure and the reader does not wait for ever.
             let receiver = receiver;
-            scope.spawn(move || read_ahead(open, &sender));
-            let mut next = |pairs: &mut Vec<AuditedPair>, margins: &mut Vec<f32>| -> Result<Option<Vec<(usize, Row<P>)>>> {
-                let Some(rows) = receive(&receiver)? else { return Ok(None) };
-                for (i, row) in rows.iter().enumerate() {
-                    if pass == 1 {
-                        pairs.push(audited(row));
-                        margins.push(0.0);
-                    } else if pairs.get(n_read + i).is_none_or(|p| p.line != row.line || *p.id != *row.preference.id) {
-                        return Err(changed());
-                    }
-                }
-                let numbered = rows.into_iter().enumerate().map(|(i, row)| (n_read + i, row)).collect::<Vec<_>>();
-                n_read += numbered.len();
-                Ok(Some(numbered))
-            };
+            scope.spawn(move || read_ahead(file, &sender));
+            let mut tally = Tally::new(file);
+            let mut n_rows = 0;
             let mut current: Vec<Input<E::Encoded>> = Vec::new();
             loop {
-                let rows = next(pairs, margins)?;
-                let is_last = rows.is_none();
-                let encode = || encode(config, encoder, rows.unwrap_or_default());
-                let learn = || self.chunk(&current, pass > 1, is_learning, pass);
-                // The next chunk is encoded while the models learn from this one.
-                let (encoded, judged) = rayon::join(encode, learn);
+                // The sender goes away at the end of the file.
+                let chunk: Option<Vec<Result<Unparsed>>> = receiver.recv().ok();
+                let is_last = chunk.is_none();
+                let parse = || parse_and_encode(file, encoder, chunk.unwrap_or_default());
+                let learn = || self.chunk(pass, &current);
+                // The next chunk is parsed while the models learn from this one.
+                let (parsed, judged) = rayon::join(parse, learn);
                 for (row, margin) in judged? {
-                    margins[row] = margin;
+                    kept.margins[row] = margin;
                 }
-                current = encoded?;
-                progress(pass, current.last().map_or(pairs.len(), |input| input.row + 1));
+                current.clear();
+                for (entry, encoded) in parsed {
+                    let Some(input) = self.admit(pass, n_rows, &mut tally, entry, encoded, kept)? else { continue };
+                    current.push(input);
+                    n_rows += 1;
+                }
+                progress(pass, tally.report().rows);
                 if is_last {
-                    return if n_read == pairs.len() { Ok(()) } else { Err(changed()) };
+                    kept.report = tally.finish()?;
+                    return if n_rows == kept.pairs.len() { Ok(()) } else { Err(changed()) };
                 }
             }
         })
     }
 
-    /// Judges and learns from one chunk, all folds in parallel. Returns the margins by row.
-    fn chunk<E>(&mut self, chunk: &[Input<E>], is_judging: bool, is_learning: bool, pass: usize) -> Result<Vec<(usize, f32)>>
-    where
-        E: Send + Sync,
-        M: RewardModel<E>,
-    {
+    /// Takes a row in its place: the first pass notes what it is, later ones check that it is still there.
+    fn admit(
+        &self,
+        pass: usize,
+        row: usize,
+        tally: &mut Tally,
+        entry: Result<Entry>,
+        encoded: Option<Result<E::Encoded>>,
+        kept: &mut Progress,
+    ) -> Result<Option<Input<E::Encoded>>> {
+        let Some((line, preference)) = tally.admit(entry)? else { return Ok(None) };
+        let (Row::Texts(preference), Some(encoded)) = (preference, encoded) else {
+            return Err(RewardError::Data("this audit reads pairs of texts, not of segments".to_string()));
+        };
+        if pass == 1 {
+            kept.pairs.push(AuditedPair::new(&preference, line));
+            kept.margins.push(0.0);
+        } else if kept.pairs.get(row).is_none_or(|pair| pair.line != line || *pair.id != *preference.id) {
+            return Err(changed());
+        }
+        let target = preference.margin.unwrap_or(0.0);
+        Ok(Some(Input { row, fold: self.config.fold(row), equal: preference.equal, target, encoded: encoded? }))
+    }
+
+    /// Judges and learns from one chunk, all folds in parallel. Returns margins by row.
+    fn chunk(&mut self, pass: usize, chunk: &[Input<E::Encoded>]) -> Result<Vec<(usize, f32)>> {
         let (loss, config, left_out) = (self.loss, self.config, &self.left_out);
         let is_alone = self.folds.len() == 1;
         let judged: Vec<Result<Vec<(usize, f32)>>> = self
@@ -379,22 +396,18 @@ impl<'a, M> Run<'a, M> {
             .enumerate()
             .map(|(k, fold)| {
                 let Fold { learner, judge } = fold;
-                let own = || chunk.iter().filter(|input| input.fold == k);
-                let mut judged = || -> Result<Vec<(usize, f32)>> {
-                    let inputs: Vec<&E> = own().map(|input| &input.encoded).collect();
-                    let mut margins = vec![0.0; inputs.len()];
-                    judge.margins(&inputs, &mut margins)?;
-                    Ok(own().zip(margins).map(|(input, margin)| (input.row, margin - input.target)).collect())
+                let mut judged = || {
+                    let own: Vec<&Input<E::Encoded>> = chunk.iter().filter(|input| pass > 1 && input.fold == k).collect();
+                    let mut margins = vec![0.0; own.len()];
+                    judge.margins(&own.iter().map(|input| &input.encoded).collect::<Vec<_>>(), &mut margins)?;
+                    Ok(own.iter().zip(margins).map(|(input, margin)| (input.row, margin - input.target)).collect())
                 };
-                let mut learned = || -> Result<()> {
-                    let is_used = |input: &&Input<E>| (is_alone || input.fold != k) && left_out.get(input.row) != Some(&true);
-                    let others: Vec<&Input<E>> = chunk.iter().filter(is_used).collect();
+                let mut learned = || {
+                    let is_used = |input: &&Input<E::Encoded>| (is_alone || input.fold != k) && left_out.get(input.row) != Some(&true);
+                    let others: Vec<&Input<E::Encoded>> = chunk.iter().filter(|_| pass <= config.epochs).filter(is_used).collect();
                     others.chunks(config.batch_size).try_for_each(|batch| step(learner, batch, &loss, config.learning_rate as f32))
                 };
-                let (judged, learned) = rayon::join(
-                    || if is_judging { judged() } else { Ok(Vec::new()) },
-                    || if is_learning { learned() } else { Ok(()) },
-                );
+                let (judged, learned) = rayon::join(&mut judged, &mut learned);
                 learned.and(judged)
             })
             .collect();
@@ -411,67 +424,52 @@ impl<'a, M> Run<'a, M> {
     }
 }
 
-fn audited<P>(row: &Row<P>) -> AuditedPair {
-    let Row { line, preference } = row;
-    AuditedPair {
-        id: preference.id.as_str().into(),
-        line: *line,
-        margin: 0.0,
-        outlier: 0.0,
-        flipped: preference.truth.flipped,
-        equal: preference.equal,
-    }
+fn changed() -> RewardError {
+    RewardError::Data("the preferences changed while they were read; leave the file alone until the audit is done".to_string())
 }
 
-/// Sends chunks of rows until the end, the first error, or nobody listens.
-fn read_ahead<P>(open: &OpenSource<'_, P>, sender: &std::sync::mpsc::SyncSender<Result<Vec<Row<P>>>>) {
-    let mut rows = match open() {
-        Ok(rows) => rows,
-        Err(error) => {
-            // A receiver that is gone has failed already.
-            let _ = sender.send(Err(error));
-            return;
-        }
-    };
-    loop {
-        let chunk: Result<Vec<Row<P>>> = rows.by_ref().take(CHUNK).collect();
-        let is_last = chunk.as_ref().map_or(true, |chunk| chunk.len() < CHUNK);
-        let is_empty = chunk.as_ref().is_ok_and(Vec::is_empty);
-        if is_empty || sender.send(chunk).is_err() || is_last {
-            return;
-        }
-    }
-}
-
-fn receive<P>(receiver: &Receiver<Result<Vec<Row<P>>>>) -> Result<Option<Vec<Row<P>>>> {
-    // The sender goes away at the end of the source.
-    receiver.recv().map_or(Ok(None), |chunk| chunk.map(Some))
-}
-
-fn encode<P, E>(config: &AuditConfig, encoder: &E, rows: Vec<(usize, Row<P>)>) -> Result<Vec<Input<E::Encoded>>>
-where
-    P: Send + Sync,
-    E: PairEncoder<P>,
-{
-    let encode = |buffers: &mut E::Buffers, (row, Row { preference, .. }): (usize, Row<P>)| {
-        Ok(Input {
-            row,
-            fold: config.fold(row),
-            equal: preference.equal,
-            target: preference.margin.unwrap_or(0.0),
-            encoded: encoder.encode(&preference.pair, buffers)?,
+/// Sends chunks of rows until the file ends, cannot be read any further, or nobody listens.
+fn read_ahead(file: &PreferenceFile, sender: &SyncSender<Vec<Result<Unparsed>>>) {
+    type Source = Box<dyn Iterator<Item = Result<Unparsed>>>;
+    let open = || -> Result<Source> {
+        Ok(match file.lines()? {
+            Some(lines) => Box::new(lines.map(|line| line.map(|(number, bytes)| Unparsed::Line(number, bytes)))),
+            None => Box::new(file.entries()?.map(|entry| entry.map(|entry| Unparsed::Entry(Box::new(entry))))),
         })
     };
-    rows.into_par_iter().with_min_len(16).map_init(E::Buffers::default, encode).collect()
+    let mut rows = open().unwrap_or_else(|error| Box::new(std::iter::once(Err(error))));
+    loop {
+        let chunk: Vec<Result<Unparsed>> = rows.by_ref().take(CHUNK).collect();
+        if chunk.is_empty() || sender.send(chunk).is_err() {
+            return;
+        }
+    }
 }
 
-fn step<E, M: RewardModel<E>>(model: &mut M, batch: &[&Input<E>], loss: &MarginLoss, learning_rate: f32) -> Result<()> {
-    let inputs: Vec<&E> = batch.iter().map(|input| &input.encoded).collect();
+/// A parsed row with its encoded pair; nothing is encoded of a row that cannot be used.
+type Parsed<T> = (Result<Entry>, Option<Result<T>>);
+
+fn parse_and_encode<E: TextEncoder>(file: &PreferenceFile, encoder: &E, chunk: Vec<Result<Unparsed>>) -> Vec<Parsed<E::Encoded>> {
+    let parse = |buffers: &mut E::Buffers, unparsed: Result<Unparsed>| {
+        let entry = unparsed.and_then(|unparsed| match unparsed {
+            Unparsed::Line(number, bytes) => file.parse_line(number, &bytes),
+            Unparsed::Entry(entry) => Ok(*entry),
+        });
+        let encoded = match &entry {
+            Ok(Entry { row: Row::Texts(preference), .. }) => Some(encoder.encode(&preference.pair, buffers)),
+            _ => None,
+        };
+        (entry, encoded)
+    };
+    // Each piece allocates buffers of its own: not too many, and enough for many threads.
+    chunk.into_par_iter().with_min_len(CHUNK / 32).map_init(E::Buffers::default, parse).collect()
+}
+
+fn step<T, M: RewardModel<T>>(model: &mut M, batch: &[&Input<T>], loss: &MarginLoss, learning_rate: f32) -> Result<()> {
+    let inputs: Vec<&T> = batch.iter().map(|input| &input.encoded).collect();
     let equal: Vec<bool> = batch.iter().map(|input| input.equal).collect();
-    let mut shifted = Vec::with_capacity(batch.len());
     let mut batch_loss = |margins: &[f32], out: &mut [LossValue]| {
-        shifted.clear();
-        shifted.extend(margins.iter().zip(batch).map(|(margin, input)| margin - input.target));
+        let shifted: Vec<f32> = margins.iter().zip(batch).map(|(margin, input)| margin - input.target).collect();
         loss.batch(&shifted, &equal, out);
     };
     model.step(&inputs, &mut batch_loss, learning_rate)

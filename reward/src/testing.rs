@@ -79,18 +79,17 @@ impl Lexicon {
             if prefers_first == (rng.unit() < config.flips) {
                 std::mem::swap(&mut chosen, &mut rejected);
             }
-            let truth =
-                Truth { flipped: Some(chosen.1 < rejected.1), gold_chosen: Some(chosen.1), gold_rejected: Some(rejected.1) };
+            let truth = Truth { flipped: Some(chosen.1 < rejected.1), gold_chosen: Some(chosen.1), gold_rejected: Some(rejected.1) };
             let pair = TextPair { prompt: Text::default(), chosen: Text::Plain(chosen.0), rejected: Text::Plain(rejected.0) };
             TextPreference { id: format!("pair-{i}"), pair, truth, ..Default::default() }
         })
     }
 }
 
-/// One to four syllables.
+/// One to three syllables.
 fn word(rng: &mut Rng) -> String {
     const ONSETS: [&str; 16] = ["b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "st", "tr", "sh"];
     const VOWELS: [&str; 6] = ["a", "e", "i", "o", "u", "ea"];
     const CODAS: [&str; 8] = ["", "", "", "n", "r", "s", "t", "l"];
-    (0..1 + rng.below(4)).map(|_| [ONSETS[rng.below(16)], VOWELS[rng.below(6)], CODAS[rng.below(8)]].concat()).collect()
+    (0..1 + rng.below(3)).map(|_| [ONSETS[rng.below(16)], VOWELS[rng.below(6)], CODAS[rng.below(8)]].concat()).collect()
 }

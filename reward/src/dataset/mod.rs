@@ -13,9 +13,9 @@ pub mod segments;
 pub mod writer;
 
 pub use jsonl::Lines;
+pub use noise::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
 pub use reader::{Format, PreferenceFile, ReadOptions};
 pub use report::{ReadReport, Tally};
 pub use row::{Entry, Kind, Row};
-pub use writer::{JsonlWriter, PreferenceWriter, write_jsonl_row};
-pub use noise::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
 pub use segments::{CollectedSegments, SegmentSampler, collect_segments};
+pub use writer::{JsonlWriter, PreferenceWriter, write_jsonl_row};

@@ -13,7 +13,7 @@ use steadfast_agents::StateDict;
 pub use features::{FeatureBuffers, SparseDifference, TextFeatures};
 
 use super::{BatchLoss, RewardModel};
-use crate::audit::PairEncoder;
+use crate::audit::TextEncoder;
 use crate::error::{Result, RewardError, require};
 use crate::margin::LossValue;
 use crate::preference::TextPair;
@@ -34,7 +34,7 @@ pub struct HashedTextConfig {
 
 impl Default for HashedTextConfig {
     fn default() -> Self {
-        Self { bits: 20, shortest_n_gram: 3, longest_n_gram: 5, initial_squares: 0.1 }
+        Self { bits: 18, shortest_n_gram: 3, longest_n_gram: 5, initial_squares: 1.0 }
     }
 }
 
@@ -173,7 +173,7 @@ impl RewardModel<SparseDifference> for HashedTextReward {
     }
 }
 
-impl PairEncoder<TextPair> for TextFeatures {
+impl TextEncoder for TextFeatures {
     type Encoded = SparseDifference;
     type Buffers = FeatureBuffers;
 
