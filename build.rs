@@ -32,19 +32,24 @@ fn commit() -> String {
     git(&["rev-parse", "HEAD"]).unwrap_or_default()
 }
 
-/// `(name, text)` of every recipe, sorted by name.
+/// `(name, text)` of every recipe, sorted by name: those of experiments, and those of sweeps in the folder `sweeps`.
 fn recipes(directory: &Path) -> String {
     println!("cargo::rerun-if-changed={}", directory.display());
-    let mut found = BTreeMap::new();
+    let (mut experiments, mut sweeps) = (BTreeMap::new(), BTreeMap::new());
     for path in files(directory, "toml") {
         let name = path.file_stem().and_then(|s| s.to_str()).expect("recipe names are plain text").to_string();
+        let found = if path.starts_with(directory.join("sweeps")) { &mut sweeps } else { &mut experiments };
         found.insert(name, path.canonicalize().expect("a listed file exists"));
     }
-    let mut text = String::from("/// Name and text of every recipe.\npub const RECIPES: &[(&str, &str)] = &[\n");
-    for (name, path) in found {
-        writeln!(text, "    ({name:?}, include_str!({path:?})),").expect("writing to a string cannot fail");
-    }
-    text + "];\n"
+    let table = |doc: &str, constant: &str, found: &BTreeMap<String, PathBuf>| {
+        let mut text = format!("/// {doc}\npub const {constant}: &[(&str, &str)] = &[\n");
+        for (name, path) in found {
+            writeln!(text, "    ({name:?}, include_str!({path:?})),").expect("writing to a string cannot fail");
+        }
+        text + "];\n"
+    };
+    table("Name and text of every recipe of an experiment.", "RECIPES", &experiments)
+        + &table("Name and text of every recipe of a sweep.", "SWEEPS", &sweeps)
 }
 
 fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {

@@ -29,6 +29,14 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate the policy of a run, with or without perturbations
     Eval(EvalArgs),
+    /// Train and evaluate a grid of experiments side by side
+    Sweep(SweepArgs),
+    /// Train one cell of a sweep, for as long as the sweep runs
+    #[command(name = crate::experiment::sweep::execute::CELL_COMMAND, hide = true)]
+    SweepCell {
+        /// Run directory
+        run: PathBuf,
+    },
     /// Draw learning curves or robustness curves of runs
     Plot(PlotArgs),
     /// Write labelled pairs of trajectory segments of runs, with wrong labels if asked for
@@ -134,6 +142,76 @@ pub enum Mode {
     /// Draw from the policy
     Sample,
 }
+
+/// Arguments of `sweep`.
+#[derive(Debug, Args)]
+#[command(after_help = SWEEP_HELP)]
+pub struct SweepArgs {
+    /// Recipe of a sweep, its TOML file, or the directory of an earlier sweep
+    #[arg(value_name = "RECIPE|FILE|DIR")]
+    pub sweep: String,
+    /// Directory of the sweep; sweeps/NAME if not given
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Cells to train at once; one per core if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+    /// Train nothing: write the table and the pictures of the cells that are finished
+    #[arg(long)]
+    pub report_only: bool,
+    /// Train nothing: check all cells and list them
+    #[arg(long, conflicts_with = "report_only")]
+    pub dry_run: bool,
+}
+
+const SWEEP_HELP: &str = r#"A sweep file:
+  name = "rates"
+  base = "pendulum-ppo"              # a recipe, or an experiment file beside this one
+  seeds = [1, 2, 3]
+  set = ["total_steps=50000"]        # changes for every cell
+  metrics = ["return_agent_mean"]    # columns of results.csv for the table and the pictures
+
+  [[axis]]
+  name = "network"
+  [axis.values]                      # label = changes
+  small = ["agent.ppo.policy_hidden=[16]"]
+  large = ["agent.ppo.policy_hidden=[64, 64]"]
+
+  [[axis]]
+  name = "rate"
+  [axis.values]
+  "rate 1e-4" = ["agent.ppo.learning_rate=1e-4"]
+  "rate 1e-3" = ["agent.ppo.learning_rate=1e-3"]
+  # Run once for all labels of another axis:
+  reference = { set = ["total_steps=100000"], ignores = ["network"] }
+
+  # All that follows may be left out.
+  [[skip]]                           # leaves out combinations
+  network = ["small"]
+  rate = ["rate 1e-4"]
+  [compare]                          # differences, paired by seed
+  axis = "rate"
+  to = "rate 1e-3"
+  [select]                           # adds `rate selected`, the best setting of each seed, of
+  axis = "rate"                      # labels that agree up to the first space
+  by = "return_team_sum"             # the column to choose by
+  best = "highest"                   # or "lowest"
+  [normalise]                        # adds return_agent_mean_normalised: 0 for return_first,
+  axis = "rate"                      # the return before training, 1 for these cells
+  value = "reference"
+  [[figure]]                         # one panel per metric and label of further axes
+  name = "rates"
+  x = "network"
+  series = "rate"
+
+Every cell is an ordinary run in sweeps/NAME/cells. The same command goes on with a sweep that was
+stopped: finished cells are kept, others continue from their checkpoints. A cell that fails does not
+stop the others; it is tried again next time.
+
+Examples:
+  steadfast sweep pendulum-learning-rate --dry-run
+  steadfast sweep my-sweep.toml --jobs 4
+  steadfast sweep sweeps/rates --report-only"#;
 
 /// Arguments of `plot`.
 #[derive(Debug, Args)]
@@ -276,5 +354,14 @@ mod tests {
     #[test]
     fn definitions_are_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn the_sweep_in_the_help_is_valid() {
+        let text = SWEEP_HELP.split("A sweep file:").nth(1).unwrap().split("Every cell").next().unwrap();
+        let sweep = crate::config::sweep::parse("help", text, std::path::Path::new("")).unwrap();
+        // Two networks by two rates less one, and the reference, by three seeds.
+        assert_eq!(crate::config::sweep::cells(&sweep).unwrap().len(), 12);
+        assert!(SWEEP_HELP.lines().all(|line| line.chars().count() <= 100));
     }
 }

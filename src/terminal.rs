@@ -137,3 +137,49 @@ impl ProgressLine {
         }
     }
 }
+
+/// How far a sweep is: a bar on a terminal, a line per finished cell elsewhere.
+#[derive(Debug)]
+pub struct CellLine {
+    bar: Option<indicatif::ProgressBar>,
+    begin: std::time::Instant,
+    begin_done: usize,
+    done: usize,
+    total: usize,
+}
+
+impl CellLine {
+    /// Progress towards `total` cells, of which `done` were finished before.
+    pub fn new(total: usize, done: usize) -> Self {
+        let bar = is_interactive().then(|| {
+            let bar = bars().add(indicatif::ProgressBar::new(total as u64));
+            let style = indicatif::ProgressStyle::with_template("{wide_bar} {pos}/{len} cells  {msg}").expect("the template is valid");
+            bar.set_style(style);
+            bar.set_position(done as u64);
+            bar.enable_steady_tick(std::time::Duration::from_secs(1));
+            bar
+        });
+        Self { bar, begin: std::time::Instant::now(), begin_done: done, done, total }
+    }
+
+    /// Counts one more cell, which ended as `outcome` says.
+    pub fn advance(&mut self, cell: &str, outcome: &str) {
+        self.done += 1;
+        let seconds_per_cell = self.begin.elapsed().as_secs_f64() / (self.done - self.begin_done) as f64;
+        let left = std::time::Duration::from_secs_f64(seconds_per_cell * (self.total.saturating_sub(self.done)) as f64);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(format!("{:#} left", indicatif::HumanDuration(left)));
+                bar.set_position(self.done as u64);
+            }
+            None => tracing::info!(cell, done = self.done, total = self.total, seconds_left = left.as_secs(), "{outcome}"),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

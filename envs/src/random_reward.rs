@@ -23,7 +23,7 @@ const UNITS: usize = 32;
 /// Choices of the agent, none of which matters.
 const CHOICES: usize = 2;
 /// Observations from which the reward is scaled.
-const SAMPLE: usize = 16_384;
+const SAMPLE: usize = 4096;
 
 /// Settings of [`RandomReward`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

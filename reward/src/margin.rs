@@ -7,13 +7,17 @@
 //! |---|---|---|
 //! | `cross_entropy` | −ln σ(d) | Bradley and Terry 1952 |
 //! | `r3m` | −ln σ(d + δ) + λδ, δ = max(ln(1/λ − 1) − d, 0) | Bukharin et al. 2024 (arXiv 2406.15568) |
-//! | `label_smoothing` | −(1 − ε) ln σ(d) − ε ln σ(−d) | as conservative DPO |
-//! | `robust_dpo` | (−(1 − ε) ln σ(d) + ε ln σ(−d)) / (1 − 2ε) | Chowdhury et al. 2024 (arXiv 2403.00409) |
+//! | `label_smoothing` | −(1 − ε) ln σ(d) − ε ln σ(−d) = −ln σ(d) + εd | as conservative DPO |
+//! | `robust_dpo` | (−(1 − ε) ln σ(d) + ε ln σ(−d)) / (1 − 2ε) = −ln σ(d) − d · ε / (1 − 2ε) | Chowdhury et al. 2024 (arXiv 2403.00409) |
 //! | `hinge` | max(1 − d, 0) | Zhao et al. 2023, SLiC-HF (arXiv 2305.10425) |
 //! | `ipo` | (d − target)² | Azar et al. 2023 (arXiv 2310.12036); for d a difference of log-ratios, target = 1/(2β) |
 //! | `bounded` | a · (−ln σ(d)) + b · σ(−d) | σ(−d) is the redescending loss; with a > 0 a mixture in the style of ROPO |
 //! | `trimmed` | −ln σ(d) of the pairs of a batch that remain when the largest losses are left out | trimmed likelihood |
 //! | `filtered` | cross-entropy, then again without the pairs of the lowest margins | data filtering, the paper's baseline |
+//!
+//! Both identities follow from ln σ(d) − ln σ(−d) = d. They leave no difference of large logarithms, and nothing that
+//! divides by a rounded 1 − 2ε at run time. Values and slopes keep their relative accuracy in both tails. NaN goes in and
+//! NaN comes out; [`fit`](mod@crate::fit) refuses such margins by the name of their pair.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +31,11 @@ pub struct LossValue {
     pub value: f32,
     /// Its derivative by the margin.
     pub slope: f32,
+}
+
+/// `w · x`, and 0 for a part that is switched off, even where x is infinite.
+fn weighted(w: f32, x: f32) -> f32 {
+    if w == 0.0 { 0.0 } else { w * x }
 }
 
 /// `1 / (1 + e^(−x))`, without overflow.
@@ -177,23 +186,26 @@ impl LossConfig {
     /// # Errors
     /// [`crate::RewardError::Config`] for the first setting out of its range.
     pub fn build(&self) -> Result<MarginLoss> {
-        let rate = |c: &FlipRateConfig| -> Result<f32> {
-            require((0.0..0.5).contains(&c.epsilon), "epsilon", "at least 0 and below 0.5", c.epsilon)?;
-            Ok(c.epsilon as f32)
-        };
+        let rate = |c: &FlipRateConfig| require((0.0..0.5).contains(&c.epsilon), "epsilon", "at least 0 and below 0.5", c.epsilon);
         let drop = |c: &DropConfig| require((0.0..1.0).contains(&c.fraction), "fraction", "at least 0 and below 1", c.fraction);
         Ok(match self {
             Self::CrossEntropy(_) => MarginLoss::CrossEntropy,
             Self::R3m(config) => MarginLoss::R3m(RobustLogistic::new(config)?),
-            Self::LabelSmoothing(config) => MarginLoss::LabelSmoothing { epsilon: rate(config)? },
-            Self::RobustDpo(config) => MarginLoss::RobustDpo { epsilon: rate(config)? },
+            Self::LabelSmoothing(config) => {
+                rate(config)?;
+                MarginLoss::LabelSmoothing { epsilon: config.epsilon as f32 }
+            }
+            Self::RobustDpo(config) => {
+                rate(config)?;
+                MarginLoss::RobustDpo { tilt: (config.epsilon / (1.0 - 2.0 * config.epsilon)) as f32 }
+            }
             Self::Hinge(_) => MarginLoss::Hinge,
             Self::Ipo(config) => {
-                require(config.target > 0.0 && config.target.is_finite(), "target", "a finite number above 0", config.target)?;
+                require(config.target > 0.0 && (config.target as f32).is_finite(), "target", "a finite number above 0", config.target)?;
                 MarginLoss::Ipo { target: config.target as f32 }
             }
             Self::Bounded(config) => {
-                let is_weight = |w: f64| w >= 0.0 && w.is_finite();
+                let is_weight = |w: f64| w >= 0.0 && (w as f32).is_finite();
                 require(is_weight(config.logistic), "logistic", "a finite number of at least 0", config.logistic)?;
                 require(is_weight(config.bounded), "bounded", "a finite number of at least 0", config.bounded)?;
                 require(config.logistic + config.bounded > 0.0, "bounded", "above 0 where `logistic` is 0", config.bounded)?;
@@ -225,8 +237,8 @@ pub enum MarginLoss {
     },
     /// The unbiased loss.
     RobustDpo {
-        /// Assumed share of flips.
-        epsilon: f32,
+        /// ε / (1 − 2ε), where ε is the assumed share of flips.
+        tilt: f32,
     },
     /// max(1 − d, 0).
     Hinge,
@@ -257,18 +269,19 @@ impl MarginLoss {
             Self::CrossEntropy | Self::Trimmed { .. } => LossValue { value: log_one_plus_exp(-d), slope: -sigmoid(-d) },
             Self::R3m(loss) => loss.evaluate(d),
             Self::LabelSmoothing { epsilon } => LossValue {
-                value: (1.0 - epsilon) * log_one_plus_exp(-d) + epsilon * log_one_plus_exp(d),
+                value: weighted(1.0 - epsilon, log_one_plus_exp(-d)) + weighted(epsilon, log_one_plus_exp(d)),
                 slope: epsilon * sigmoid(d) - (1.0 - epsilon) * sigmoid(-d),
             },
-            Self::RobustDpo { epsilon } => LossValue {
-                value: ((1.0 - epsilon) * log_one_plus_exp(-d) - epsilon * log_one_plus_exp(d)) / (1.0 - 2.0 * epsilon),
-                slope: -((1.0 - epsilon) * sigmoid(-d) + epsilon * sigmoid(d)) / (1.0 - 2.0 * epsilon),
-            },
-            Self::Hinge => LossValue { value: (1.0 - d).max(0.0), slope: if d < 1.0 { -1.0 } else { 0.0 } },
+            Self::RobustDpo { tilt } => LossValue { value: log_one_plus_exp(-d) - weighted(tilt, d), slope: -sigmoid(-d) - tilt },
+            Self::Hinge if d >= 1.0 => LossValue::default(),
+            Self::Hinge => LossValue { value: 1.0 - d, slope: -1.0 },
             Self::Ipo { target } => LossValue { value: (d - target) * (d - target), slope: 2.0 * (d - target) },
             Self::Bounded { logistic, bounded } => {
                 let (wrong, right) = (sigmoid(-d), sigmoid(d));
-                LossValue { value: logistic * log_one_plus_exp(-d) + bounded * wrong, slope: -wrong * (logistic + bounded * right) }
+                LossValue {
+                    value: weighted(logistic, log_one_plus_exp(-d)) + bounded * wrong,
+                    slope: -wrong * (logistic + bounded * right),
+                }
             }
         }
     }
@@ -284,7 +297,7 @@ impl MarginLoss {
     /// Value and derivative of every pair of a batch; a training step follows their mean.
     ///
     /// Pairs that were found equally good (`equal`) count half in each direction. `trimmed` gives the pairs that it
-    /// leaves out weight 0; ties among them go to the later pair.
+    /// leaves out weight 0; ties among them go to the later pair, and one pair always remains.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -300,9 +313,11 @@ impl MarginLoss {
         }
         if let Self::Trimmed { fraction } = self {
             let n = (fraction * margins.len() as f64).round() as usize;
-            let mut worst: Vec<usize> = (0..out.len()).collect();
+            // NaN is never left out: it must come to light.
+            let mut worst: Vec<usize> = (0..out.len()).filter(|&i| !out[i].value.is_nan()).collect();
             worst.sort_by(|&a, &b| out[b].value.total_cmp(&out[a].value).then(b.cmp(&a)));
-            worst[..n.min(out.len())].iter().for_each(|&i| out[i] = LossValue::default());
+            worst.truncate(n.min(out.len().saturating_sub(1)));
+            worst.iter().for_each(|&i| out[i] = LossValue::default());
         }
     }
 }

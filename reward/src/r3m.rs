@@ -51,7 +51,7 @@ impl RobustLogistic {
     /// [`crate::RewardError::Config`] if it is not a number above 0.
     pub fn new(config: &R3mConfig) -> Result<Self> {
         let lambda = config.lambda;
-        require(lambda > 0.0 && lambda.is_finite(), "lambda", "a finite number above 0", lambda)?;
+        require(lambda as f32 > 0.0 && lambda.is_finite(), "lambda", "a finite number above 0", lambda)?;
         let threshold = if lambda >= 1.0 { f64::NEG_INFINITY } else { (-lambda).ln_1p() - lambda.ln() };
         let floor = if lambda >= 1.0 { f64::INFINITY } else { -(-lambda).ln_1p() };
         Ok(Self { lambda: lambda as f32, threshold: threshold as f32, floor: floor as f32 })
@@ -62,10 +62,10 @@ impl RobustLogistic {
         self.threshold
     }
 
-    /// δ of a pair: how much its margin lacks to be believed; 0 for inliers.
+    /// δ of a pair: how much its margin lacks to be believed; 0 for inliers, NaN for a margin that is NaN.
     pub fn outlier(&self, margin: f32) -> f32 {
         // With c = −∞ the difference would be −∞, or NaN for an infinite margin.
-        if margin < self.threshold { self.threshold - margin } else { 0.0 }
+        if margin >= self.threshold { 0.0 } else { self.threshold - margin }
     }
 
     /// ρ and its derivative.

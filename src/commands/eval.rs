@@ -3,8 +3,8 @@
 use steadfast_envs::perturb::{MaliciousActionConfig, NoiseLaw, ObservationNoiseConfig};
 use steadfast_envs::{ActMode, PerturbationConfig};
 
-use super::{inline, print};
 use super::train::results_table;
+use super::{inline, print};
 use crate::cli::{EvalArgs, Law, Mode};
 use crate::config::validate;
 use crate::experiment::build;

@@ -6,6 +6,7 @@ mod list;
 mod plot;
 mod preferences;
 mod recipe;
+mod sweep;
 mod train;
 
 pub use plot::DEFAULT_METRIC;
@@ -25,6 +26,8 @@ pub fn run(cli: Cli) -> Result<()> {
         None => train::run(&TrainArgs::default()),
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Eval(arguments)) => eval::run(&arguments),
+        Some(Command::Sweep(arguments)) => sweep::run(&arguments),
+        Some(Command::SweepCell { run }) => sweep::cell(run),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Preferences(arguments)) => preferences::run(&arguments),
         Some(Command::Recipe(command)) => recipe::run(&command),
@@ -67,6 +70,11 @@ fn split_arguments(arguments: &[String]) -> Result<(&str, Vec<String>)> {
 
 /// Columns of text, the first to the left and the others to the right, under a header.
 fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    table_of(1, header, rows)
+}
+
+/// As [`table`], with the first `left` columns to the left.
+fn table_of(left: usize, header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([header[column].chars().count()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut text = String::new();
@@ -74,7 +82,8 @@ fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     for row in std::iter::once(&header).chain(rows) {
         let mut line = String::new();
         for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            line.push_str(&if i == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") });
+            line.push_str(if i == 0 { "" } else { "  " });
+            line.push_str(&if i < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
         }
         text.push_str(line.trim_end());
         text.push('\n');

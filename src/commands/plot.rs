@@ -23,7 +23,7 @@ pub fn run(arguments: &PlotArgs) -> Result<()> {
     let mut written = Vec::new();
     match (&arguments.output, arguments.kind) {
         (Some(path), kind) => {
-            save(&panels(kind.unwrap_or(PlotKind::Learning))?, path)?;
+            save(panels(kind.unwrap_or(PlotKind::Learning))?.as_slice(), path)?;
             written.push(path.clone());
         }
         (None, Some(kind)) => written.extend(both_formats(&panels(kind)?, &arguments.runs[0], kind, metric)?),

@@ -4,11 +4,8 @@ use std::path::Path;
 
 use steadfast_agents::Learner;
 use steadfast_envs::SeedTree;
-use steadfast_reward::dataset::noise::ReturnScale;
-use steadfast_reward::dataset::segments::Collection;
-use steadfast_reward::dataset::{self, Row};
-use steadfast_reward::model::mlp::SegmentSpec;
-use steadfast_reward::{NoiseConfig, RewardError};
+use steadfast_reward::dataset::{CollectedSegments, PreferenceWriter, Row};
+use steadfast_reward::{NoiseConfig, RewardError, SegmentSpec};
 use tracing::info;
 
 use super::{inline, print};
@@ -27,7 +24,9 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     if output.exists() {
         return Err(Failure::usage(format!("{} exists", output.display()), "choose another --output, or remove it first"));
     }
-    let format = dataset::Format::of_name(output).map_err(|e| usage(&e, "end the name in .jsonl or .parquet"))?;
+    if !output.extension().is_some_and(|extension| extension == "jsonl" || extension == "parquet") {
+        return Err(Failure::usage(format!("cannot tell the format from the name {}", output.display()), "end it in .jsonl or .parquet"));
+    }
 
     let mut runs = Vec::new();
     for path in &arguments.runs {
@@ -48,14 +47,15 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
         return Err(Failure::usage(message, "give at most that many"));
     }
 
-    let policies: Vec<Acting<'_>> = runs.iter().map(|(run, config)| Acting::of(run, config, !arguments.trained_only)).collect::<Result<Vec<_>>>()?.concat();
+    let policies: Vec<Acting<'_>> =
+        runs.iter().map(|(run, config)| Acting::of(run, config, !arguments.trained_only)).collect::<Result<Vec<_>>>()?.concat();
     if policies.is_empty() {
         return Err(Failure::usage("the runs have no checkpoints yet", "leave --trained-only away, or wait for the first checkpoint"));
     }
     let n_segments = arguments.segments.unwrap_or(2 * arguments.pairs).max(2) as usize;
     let seeds = SeedTree::new(arguments.seed).child("preferences");
     let collection = build::thread_pool(first)?.install(|| {
-        let mut all = Collection::default();
+        let mut all = CollectedSegments::default();
         for (i, policy) in policies.iter().enumerate() {
             // As even as it goes: the first policies give one more.
             let n = n_segments / policies.len() + usize::from(i < n_segments % policies.len());
@@ -63,17 +63,21 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
                 let mut learner = policy.learner(&spec)?;
                 let name = policy.name(runs.len() > 1);
                 info!(policy = name, segments = n, "collecting");
-                all.merge(reward::collect(policy.config, learner.as_mut(), n, steps, &name, seeds.index(i as u64))?);
+                merge(&mut all, reward::collect(policy.config, learner.as_mut(), n, steps, &name, seeds.index(i as u64))?);
             }
         }
         Ok(all)
     })?;
-    let pairs = reward::pair_up(&collection, arguments.pairs as usize, steps, "", seeds)?;
-    let scale = collection.mean_return.map(|average_return| ReturnScale { average_return, episode_steps: collection.horizon as f64 });
+    let pairs = reward::pair_up(&collection.segments, arguments.pairs as usize, steps, "", seeds)?;
+    let scale = reward::return_scale(&collection);
     let (labelled, report) =
         noise.label(pairs, scale.as_ref(), seeds.child("noise")).map_err(|e| Failure::caused("the pairs cannot be labelled", e))?;
-    let rows = labelled.into_iter().map(Row::Segments);
-    dataset::write(output, format, rows).map_err(|e| Failure::caused("the pairs cannot be written", e))?;
+    let write = || {
+        let mut writer = PreferenceWriter::create(output)?;
+        labelled.into_iter().try_for_each(|preference| writer.write(&Row::Segments(preference)))?;
+        writer.finish()
+    };
+    write().map_err(|e| Failure::caused("the pairs cannot be written", e))?;
     print(&format!(
         "{}: {} pairs of {} segments from {} policies; {} wrong labels ({:.1} %), {} equal, {} skipped, {} without a truth\n",
         output.display(),
@@ -86,6 +90,21 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
         report.dropped,
         report.ties_in_truth,
     ))
+}
+
+/// Adds the segments of another policy, and its episodes to the means.
+fn merge(all: &mut CollectedSegments, more: CollectedSegments) {
+    let mean = |a: Option<f64>, b: Option<f64>| match (a, b) {
+        (Some(a), Some(b)) => {
+            let (n, m) = (all.n_episodes as f64, more.n_episodes as f64);
+            Some((n * a + m * b) / (n + m))
+        }
+        (one, other) => one.or(other),
+    };
+    (all.return_mean, all.length_mean) = (mean(all.return_mean, more.return_mean), mean(all.length_mean, more.length_mean));
+    all.env_steps += more.env_steps;
+    all.n_episodes += more.n_episodes;
+    all.segments.extend(more.segments);
 }
 
 /// A policy of a run.

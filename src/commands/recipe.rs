@@ -7,14 +7,17 @@ use std::path::PathBuf;
 use super::list::described;
 use super::print;
 use crate::cli::RecipeCommand;
-use crate::config::recipe::{RECIPES, description, text};
+use crate::config::recipe::{RECIPES, SWEEPS, description, sweep_text, text};
 use crate::config::report::suggest;
 use crate::failure::{Failure, Result};
 
 /// Lists, prints or copies recipes.
 pub fn run(command: &RecipeCommand) -> Result<()> {
     match command {
-        RecipeCommand::List => print(&described(RECIPES.iter().map(|(name, text)| (*name, description(text))))),
+        RecipeCommand::List => {
+            let list = |recipes: &'static [(&str, &str)]| described(recipes.iter().map(|(name, text)| (*name, description(text))));
+            print(&format!("{}\nSweeps, for `steadfast sweep`:\n{}", list(RECIPES), list(SWEEPS)))
+        }
         RecipeCommand::Show { name } => print(find(name)?),
         RecipeCommand::Copy { name, file } => {
             let text = find(name)?;
@@ -32,8 +35,8 @@ pub fn run(command: &RecipeCommand) -> Result<()> {
 }
 
 fn find(name: &str) -> Result<&'static str> {
-    text(name).ok_or_else(|| {
-        let names: Vec<&str> = RECIPES.iter().map(|(n, _)| *n).collect();
+    text(name).or_else(|| sweep_text(name)).ok_or_else(|| {
+        let names: Vec<&str> = RECIPES.iter().chain(SWEEPS).map(|(n, _)| *n).collect();
         Failure::usage(format!("there is no recipe called `{name}`"), suggest(name, &names))
     })
 }

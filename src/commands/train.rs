@@ -16,8 +16,8 @@ use crate::plot::{curve, robustness};
 use crate::run::FORMAT_VERSION;
 use crate::run::directory::RunDirectory;
 use crate::run::log::write_whole;
-use crate::run::reward;
 use crate::run::results::EvalRow;
+use crate::run::reward;
 
 /// Trains a new run, several, or continues one.
 pub fn run(arguments: &TrainArgs) -> Result<()> {

@@ -25,23 +25,35 @@ pub struct Loaded {
 /// # Errors
 /// [`Failure::Usage`] that shows the place of the first mistake.
 pub fn named(name: &str, overrides: &[String]) -> Result<Loaded> {
+    let (shown, found) = source(name, Path::new(""))?;
+    text(&shown, &found, overrides)
+}
+
+/// What the recipe or file is called in messages, and its text. Paths of files start at `directory`.
+///
+/// # Errors
+/// [`Failure::Usage`] if there is no such recipe or file.
+pub fn source(name: &str, directory: &Path) -> Result<(String, String)> {
     if let Some(found) = recipe::text(name) {
-        return text(&format!("recipe {name}"), found, overrides);
+        return Ok((format!("recipe {name}"), found.to_string()));
     }
-    let path = Path::new(name);
-    match std::fs::read(path) {
+    let path = directory.join(name);
+    match std::fs::read(&path) {
         Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(found) => text(name, &found, overrides),
-            Err(_) => Err(Failure::usage(format!("{name} is not UTF-8 text"), "a configuration is a TOML file")),
+            Ok(found) => Ok((path.display().to_string(), found)),
+            Err(_) => Err(Failure::usage(format!("{} is not UTF-8 text", path.display()), "a configuration is a TOML file")),
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let names: Vec<&str> = recipe::RECIPES.iter().map(|(n, _)| *n).collect();
-            Err(Failure::usage(
-                format!("there is no recipe and no file called `{name}`"),
-                format!("{} (`steadfast recipe list` shows the recipes)", suggest(name, &names)),
-            ))
+            let help = match recipe::sweep_text(name) {
+                Some(_) => format!("`{name}` is a sweep: run it with `steadfast sweep {name}`"),
+                None => {
+                    let names: Vec<&str> = recipe::RECIPES.iter().map(|(n, _)| *n).collect();
+                    format!("{} (`steadfast recipe list` shows the recipes)", suggest(name, &names))
+                }
+            };
+            Err(Failure::usage(format!("there is no recipe and no file called `{name}`"), help))
         }
-        Err(error) => Err(Failure::usage(format!("cannot read {name}: {error}"), "give a recipe or a TOML file")),
+        Err(error) => Err(Failure::usage(format!("cannot read {}: {error}", path.display()), "give a recipe or a TOML file")),
     }
 }
 
@@ -50,10 +62,36 @@ pub fn named(name: &str, overrides: &[String]) -> Result<Loaded> {
 /// # Errors
 /// As [`named`].
 pub fn text(name: &str, text: &str, overrides: &[String]) -> Result<Loaded> {
-    parse(name, text, overrides).map(|config| Loaded { config }).map_err(|error| Failure::Usage((*error).into()))
+    let config = resolve(name, text, overrides).map_err(|mistake| match mistake {
+        Mistake::InFile(error) => Failure::Usage((*error).into()),
+        Mistake::InChange { index, span, problem } => {
+            Failure::Usage(ConfigError::new("command line", &overrides[index], Some(span), problem).into())
+        }
+    })?;
+    Ok(Loaded { config })
 }
 
-fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfig, Box<ConfigError>> {
+/// A mistake, with its place.
+#[derive(Debug)]
+pub enum Mistake {
+    /// In the file.
+    InFile(Box<ConfigError>),
+    /// In a change to it.
+    InChange {
+        /// Which change.
+        index: usize,
+        /// Where in its text.
+        span: Range<usize>,
+        /// What is wrong.
+        problem: Problem,
+    },
+}
+
+/// As [`text`], for callers who know better where the changes come from.
+///
+/// # Errors
+/// The first [`Mistake`].
+pub fn resolve(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfig, Mistake> {
     let at_file = |error: toml::de::Error| {
         let mut problem = Problem::from_serde(error.message());
         if is_bare_choice(error.message())
@@ -63,15 +101,15 @@ fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfi
         {
             problem = problem.help(format!("write `[{}.{choice}]`", keys.join(".")));
         }
-        Box::new(ConfigError::new(name, text, error.span(), problem))
+        Mistake::InFile(Box::new(ConfigError::new(name, text, error.span(), problem)))
     };
     let mut config: ExperimentConfig = toml::from_str(text).map_err(at_file)?;
     let mut table: Table = text.parse().map_err(at_file)?;
     let mut parsed = Vec::new();
-    for argument in overrides {
-        let at_argument = |span: Range<usize>, problem: Problem| Box::new(ConfigError::new("command line", argument, Some(span), problem));
+    for (index, argument) in overrides.iter().enumerate() {
+        let at_argument = |span: Range<usize>, problem: Problem| Mistake::InChange { index, span, problem };
         let change = Override::parse(argument).map_err(|problem| at_argument(0..argument.len(), problem))?;
-        change.apply(&mut table).map_err(|(index, problem)| at_argument(change.key_span(index), problem))?;
+        change.apply(&mut table).map_err(|(key, problem)| at_argument(change.key_span(key), problem))?;
         config = match (ExperimentConfig::deserialize(table.clone()), change.with_whole_number()) {
             (Ok(config), _) => config,
             // `total_steps=1e6`: what the field does not take as a number with an exponent it may take as a whole one.
@@ -86,19 +124,19 @@ fn parse(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfi
     }
     match validate(&config) {
         Ok(()) => Ok(config),
-        Err(misfit) => Err(Box::new(locate(name, text, &parsed, misfit))),
+        Err(misfit) => Err(locate(name, text, &parsed, misfit)),
     }
 }
 
 /// Attaches the place where a value was given: the last argument that set it, or the file.
-fn locate(name: &str, text: &str, overrides: &[Override], misfit: Misfit) -> ConfigError {
+fn locate(name: &str, text: &str, overrides: &[Override], misfit: Misfit) -> Mistake {
     let Misfit { path, problem } = misfit;
     let is_prefix = |a: &[String], b: &[String]| a.len() <= b.len() && a.iter().zip(b).all(|(x, y)| x == y);
-    if let Some(change) = overrides.iter().rev().find(|o| is_prefix(&o.path, &path) || is_prefix(&path, &o.path)) {
-        return ConfigError::new("command line", &change.text, Some(change.value_span()), problem);
+    if let Some(index) = overrides.iter().rposition(|o| is_prefix(&o.path, &path) || is_prefix(&path, &o.path)) {
+        return Mistake::InChange { index, span: overrides[index].value_span(), problem };
     }
     let span = DeTable::parse(text).ok().and_then(|table| span_in_table(table.get_ref(), &path));
-    ConfigError::new(name, text, span, problem)
+    Mistake::InFile(Box::new(ConfigError::new(name, text, span, problem)))
 }
 
 /// Keys and content of the string that stands at `span`.

@@ -10,6 +10,11 @@ pub fn text(name: &str) -> Option<&'static str> {
     RECIPES.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
 }
 
+/// Text of a recipe of a sweep.
+pub fn sweep_text(name: &str) -> Option<&'static str> {
+    SWEEPS.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
+}
+
 /// The first comment line of a recipe, which says what it is for.
 pub fn description(text: &str) -> &str {
     text.lines().next().and_then(|line| line.strip_prefix('#')).map_or("", str::trim)
@@ -18,7 +23,7 @@ pub fn description(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load;
+    use crate::config::{load, sweep};
 
     #[test]
     fn every_recipe_is_described_and_valid() {
@@ -27,6 +32,19 @@ mod tests {
             assert!(!description(text).is_empty(), "{name} does not begin with a comment");
             let loaded = load::text(name, text, &[]).unwrap_or_else(|e| panic!("{name}: {e:?}"));
             assert_eq!(loaded.config.name, *name, "a recipe is named like its file");
+        }
+    }
+
+    #[test]
+    fn every_sweep_is_described_and_valid() {
+        assert!(!SWEEPS.is_empty());
+        for (name, text) in SWEEPS {
+            assert!(!description(text).is_empty(), "{name} does not begin with a comment");
+            assert!(super::text(name).is_none(), "{name} is the name of two recipes");
+            let sweep = sweep::read(name).unwrap_or_else(|e| panic!("{name}: {}", e.render(false, 100)));
+            assert_eq!(sweep.config.name.get_ref(), name, "a recipe is named like its file");
+            let cells = sweep::cells(&sweep).unwrap_or_else(|e| panic!("{name}: {}", e.render(false, 100)));
+            assert!(!cells.is_empty());
         }
     }
 }

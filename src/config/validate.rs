@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use steadfast_agents::algorithms::ppo::Sharing;
 use steadfast_agents::{AgentConfig, AgentError};
 use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed};
-use steadfast_reward::RewardError;
-use steadfast_reward::model::mlp::SegmentSpec;
+use steadfast_reward::{RewardError, SegmentSpec};
 
 use super::ExperimentConfig;
 use super::report::Problem;

@@ -4,4 +4,5 @@ pub mod build;
 pub mod evaluate;
 pub mod online;
 pub mod reward;
+pub mod sweep;
 pub mod window;

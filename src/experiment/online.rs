@@ -202,19 +202,19 @@ impl<'a> Training<'a> {
     /// a stage.
     fn learn_reward(&mut self) -> Result<()> {
         while let Some(reward) = self.reward.as_mut().filter(|reward| reward.is_due(self.step)) {
-        let row = reward.advance(self.learner.as_mut(), self.step)?;
-        self.engine.set_reward_fn(reward.reward_fn()?);
-        self.metrics.write(self.step, self.update, &row.values())?;
-        let known = |value: Option<f64>| value.map_or_else(|| "-".to_string(), |v| format!("{v:.3}"));
-        info!(
-            step = self.step,
-            stage = row.stage,
-            pairs = row.pairs,
-            wrong_labels = known(row.label_rate),
-            test_accuracy = known(row.test_accuracy),
-            auroc = known(row.auroc),
-            "fitted the reward"
-        );
+            let row = reward.advance(self.learner.as_mut(), self.step)?;
+            self.engine.set_reward_fn(reward.reward_fn()?);
+            self.metrics.write(self.step, self.update, &row.values())?;
+            let known = |value: Option<f64>| value.map_or_else(|| "-".to_string(), |v| format!("{v:.3}"));
+            info!(
+                step = self.step,
+                stage = row.stage,
+                pairs = row.pairs,
+                wrong_labels = known(row.label_rate),
+                test_accuracy = known(row.test_accuracy),
+                auroc = known(row.auroc),
+                "fitted the reward"
+            );
         }
         Ok(())
     }

@@ -6,12 +6,14 @@
 use std::path::Path;
 
 use steadfast_agents::{Learner, StateDict};
-use steadfast_envs::{EnvSpec, RewardFn, RolloutEngine, RolloutOptions, SeedTree};
-use steadfast_reward::dataset::noise::{ReturnScale, UnlabelledPair};
-use steadfast_reward::dataset::segments::{self, Collection};
-use steadfast_reward::dataset::{self, PreferenceFile, ReadOptions, Row};
-use steadfast_reward::model::mlp::{MlpReward, SegmentSpec};
-use steadfast_reward::{FitReport, LearnedReward, NoiseConfig, RewardConfig, RewardError, SegmentPair, SegmentPreference, Ties, metrics};
+use steadfast_envs::{ActMode, EnvSpec, RewardFn, RolloutEngine, RolloutOptions, SeedTree, Space};
+use steadfast_reward::dataset::{
+    CollectedSegments, PreferenceFile, ReadOptions, ReturnScale, Row, UnlabelledPair, collect_segments, segments, write_jsonl_row,
+};
+use steadfast_reward::{
+    FitReport, LearnedReward, MlpReward, NoiseConfig, RewardConfig, RewardError, RewardModel as _, Segment, SegmentPair, SegmentPreference,
+    SegmentSpec, Ties, metrics,
+};
 use tracing::info;
 
 use super::build;
@@ -27,6 +29,7 @@ pub struct RewardLearning<'a> {
     config: &'a ExperimentConfig,
     reward: &'a RewardConfig,
     seeds: SeedTree,
+    action_space: Space,
     log: RewardLog,
     pairs: Vec<SegmentPreference>,
     test_pairs: Vec<SegmentPreference>,
@@ -43,15 +46,17 @@ impl<'a> RewardLearning<'a> {
     /// [`Failure::Run`] if the logs cannot be opened.
     pub fn new(run: &Path, config: &'a ExperimentConfig, reward: &'a RewardConfig, spec: &EnvSpec) -> Result<Self> {
         let seeds = SeedTree::new(config.seed).child("reward");
-        let spec = SegmentSpec::of(spec).map_err(failed)?;
+        let segment = SegmentSpec::of(spec).map_err(failed)?;
+        let action_space = spec.agents.first().map(|agent| agent.action.clone());
         Ok(Self {
             config,
             reward,
             log: RewardLog::open(run)?,
             pairs: Vec::new(),
             test_pairs: Vec::new(),
-            model: MlpReward::new(&reward.model, spec, seeds.child("model")).map_err(failed)?,
+            model: MlpReward::new(&reward.model, segment, seeds.child("model")).map_err(failed)?,
             seeds,
+            action_space: action_space.ok_or_else(|| Failure::run("a world without agents has no reward to learn"))?,
             stage: 0,
             environment_steps: 0,
         })
@@ -108,13 +113,9 @@ impl<'a> RewardLearning<'a> {
             // What has no true order cannot measure anything.
             self.test_pairs.extend(labelled.into_iter().filter(|p| p.truth.flipped == Some(false)));
         }
-        let lines = |pairs: &[SegmentPreference]| {
-            let mut bytes = Vec::new();
-            pairs.iter().for_each(|p| dataset::write_jsonl_row(&mut bytes, &Row::Segments(p.clone())));
-            bytes
-        };
-        self.log.write_pairs(&lines(&self.pairs[first.0..]), &lines(&self.test_pairs[first.1..]))?;
+        self.log.write_pairs(&lines(&self.pairs[first.0..])?, &lines(&self.test_pairs[first.1..])?)?;
 
+        self.model.reset(stage.child("model").seed());
         let report = steadfast_reward::fit(
             &mut self.model,
             &self.pairs,
@@ -139,10 +140,9 @@ impl<'a> RewardLearning<'a> {
         seeds: SeedTree,
     ) -> Result<(Vec<UnlabelledPair<SegmentPair>>, Option<ReturnScale>)> {
         let collection = collect(self.config, learner, n_segments, self.reward.segment_steps, &format!("step {step}"), seeds)?;
-        self.environment_steps += collection.environment_steps;
-        let scale = collection.mean_return.map(|average_return| ReturnScale { average_return, episode_steps: collection.horizon as f64 });
-        let pairs = pair_up(&collection, n_pairs, self.reward.segment_steps, &format!("{}-", self.stage + 1), seeds)?;
-        Ok((pairs, scale))
+        self.environment_steps += collection.env_steps as u64;
+        let pairs = pair_up(&collection.segments, n_pairs, self.reward.segment_steps, &format!("{}-", self.stage + 1), seeds)?;
+        Ok((pairs, return_scale(&collection)))
     }
 
     fn row(&mut self, report: &FitReport, step: u64) -> Result<StageRow> {
@@ -199,13 +199,13 @@ impl<'a> RewardLearning<'a> {
             return Ok(None);
         }
         let segments = self.pairs.iter().flat_map(|p| [&p.pair.chosen, &p.pair.rejected]);
-        let learned = LearnedReward::new(self.model.clone(), self.reward.normalization, segments).map_err(failed)?;
+        let learned = LearnedReward::new(self.model.clone(), &self.action_space, self.reward.normalization, segments).map_err(failed)?;
         Ok(Some(Box::new(learned)))
     }
 
     /// Everything needed to go on, besides the logged pairs.
     pub fn state(&self) -> StateDict {
-        let mut state = steadfast_reward::RewardModel::state(&self.model);
+        let mut state = self.model.state();
         state.put_u64("stage", &[self.stage as u64]);
         state.put_u64("environment_steps", &[self.environment_steps]);
         state
@@ -222,7 +222,7 @@ impl<'a> RewardLearning<'a> {
         let unfit = |e: steadfast_agents::AgentError| Failure::caused("the saved reward does not fit", e);
         self.stage = state.counter("stage").map_err(unfit)? as usize;
         self.environment_steps = state.counter("environment_steps").map_err(unfit)?;
-        steadfast_reward::RewardModel::load_state(&mut self.model, state).map_err(failed)?;
+        self.model.load_state(state).map_err(failed)?;
         for (name, pairs) in [(PAIRS, &mut self.pairs), (TEST_PAIRS, &mut self.test_pairs)] {
             let path = run.file(name);
             let is_empty = std::fs::metadata(&path).map_err(|e| Failure::file("read", &path, e))?.len() == 0;
@@ -237,6 +237,13 @@ impl<'a> RewardLearning<'a> {
     }
 }
 
+/// Pairs as lines of a preference file.
+fn lines(pairs: &[SegmentPreference]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    pairs.iter().try_for_each(|pair| write_jsonl_row(&mut bytes, &Row::Segments(pair.clone()))).map_err(failed)?;
+    Ok(bytes)
+}
+
 /// Lets a policy act in fresh worlds, as it acts in training, until there are `n` segments.
 ///
 /// # Errors
@@ -248,28 +255,28 @@ pub fn collect(
     steps: usize,
     policy_name: &str,
     seeds: SeedTree,
-) -> Result<Collection> {
+) -> Result<CollectedSegments> {
     let seeds = seeds.child("collect");
     let cannot = |e| Failure::caused("cannot build the worlds for segments", e);
     let worlds = build::worlds(config, config.slots, &config.perturb, seeds.child("environment")).map_err(cannot)?;
     let mut engine = RolloutEngine::new(worlds, seeds.child("policy"), RolloutOptions::default()).map_err(cannot)?;
-    segments::collect(&mut engine, learner.policy(), policy_name, n, steps, seeds.child("phase")).map_err(failed)
+    collect_segments(&mut engine, learner.policy(), policy_name, n, steps, ActMode::Sample, seeds.child("phase")).map_err(failed)
+}
+
+/// What the shares of B-Pref's annotator refer to, if an episode ended while segments were collected.
+pub fn return_scale(collection: &CollectedSegments) -> Option<ReturnScale> {
+    let (average_return, episode_steps) = (collection.return_mean?, collection.length_mean?);
+    Some(ReturnScale { average_return, episode_steps })
 }
 
 /// Pairs of different segments, not yet labelled; their names are `prefix` and a number.
 ///
 /// # Errors
 /// [`Failure::Run`] if there are fewer than two segments or their rewards are not known.
-pub fn pair_up(
-    collection: &Collection,
-    n: usize,
-    steps: usize,
-    prefix: &str,
-    seeds: SeedTree,
-) -> Result<Vec<UnlabelledPair<SegmentPair>>> {
-    let indices = segments::pairs(collection.segments.len(), n, seeds.child("pairs")).map_err(failed)?;
+pub fn pair_up(collected: &[Segment], n: usize, steps: usize, prefix: &str, seeds: SeedTree) -> Result<Vec<UnlabelledPair<SegmentPair>>> {
+    let indices = segments::pairs(collected, n, seeds.child("pairs")).map_err(failed)?;
     let pair = |(i, (a, b)): (usize, (usize, usize))| {
-        let of = |index: usize| collection.segments[index].clone();
+        let of = |index: usize| collected[index].clone();
         UnlabelledPair::of_segments(format!("{prefix}{}", i + 1), SegmentPair { chosen: of(a), rejected: of(b) }, steps)
     };
     indices.into_iter().enumerate().map(pair).collect::<Result<_, _>>().map_err(failed)

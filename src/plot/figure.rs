@@ -50,8 +50,8 @@ const PNG_SCALE: u32 = 2;
 /// Samples per PNG pixel and direction: the bitmap backend does not smooth edges itself.
 const SAMPLES: u32 = 2;
 
-const INK: RGBColor = RGBColor(40, 40, 40);
-const FAINT: RGBColor = RGBColor(222, 222, 222);
+pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
+pub(super) const FAINT: RGBColor = RGBColor(222, 222, 222);
 
 fn register_fonts() {
     static ONCE: Once = Once::new();
@@ -71,34 +71,56 @@ fn legend_rows(series: usize) -> u32 {
     series.div_ceil(2) as u32
 }
 
-/// The panels as SVG.
+/// Something that can be drawn as SVG and as PNG.
+pub trait Drawing {
+    /// Width and height in logical pixels.
+    fn size(&self) -> (u32, u32);
+
+    /// Draws it; `scale` is the number of dots per logical pixel.
+    ///
+    /// # Errors
+    /// The backend's.
+    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB>;
+}
+
+impl Drawing for [Panel] {
+    fn size(&self) -> (u32, u32) {
+        size(self)
+    }
+
+    fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB> {
+        draw(root, self, scale)
+    }
+}
+
+/// A drawing as SVG.
 ///
 /// # Errors
 /// The backend's reason as text.
-pub fn svg(panels: &[Panel]) -> Result<String, String> {
+pub fn svg<D: Drawing + ?Sized>(drawing: &D) -> Result<String, String> {
     register_fonts();
     let mut text = String::new();
     {
-        let root = SVGBackend::with_string(&mut text, size(panels)).into_drawing_area();
-        draw(&root, panels, 1).map_err(|e| e.to_string())?;
+        let root = SVGBackend::with_string(&mut text, drawing.size()).into_drawing_area();
+        drawing.draw(&root, 1).map_err(|e| e.to_string())?;
         root.present().map_err(|e| e.to_string())?;
     }
     Ok(text)
 }
 
-/// The panels as PNG.
+/// A drawing as PNG.
 ///
 /// # Errors
 /// The backend's reason as text.
-pub fn png(panels: &[Panel]) -> Result<Vec<u8>, String> {
+pub fn png<D: Drawing + ?Sized>(drawing: &D) -> Result<Vec<u8>, String> {
     register_fonts();
-    let (width, height) = size(panels);
+    let (width, height) = drawing.size();
     let scale = PNG_SCALE * SAMPLES;
     let (fine_width, fine_height) = (width * scale, height * scale);
     let mut fine = vec![255_u8; (fine_width * fine_height * 3) as usize];
     {
         let root = BitMapBackend::with_buffer(&mut fine, (fine_width, fine_height)).into_drawing_area();
-        draw(&root, panels, scale).map_err(|e| e.to_string())?;
+        drawing.draw(&root, scale).map_err(|e| e.to_string())?;
         root.present().map_err(|e| e.to_string())?;
     }
     let (width, height) = (width * PNG_SCALE, height * PNG_SCALE);
@@ -129,7 +151,8 @@ fn shrink(fine: &[u8], width: usize, height: usize) -> Vec<u8> {
     out
 }
 
-type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
+/// What drawing onto a backend returns.
+pub type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
 fn draw<DB: DrawingBackend>(root: &DrawingArea<DB, Shift>, panels: &[Panel], scale: u32) -> Drawn<DB> {
     root.fill(&WHITE)?;
@@ -240,7 +263,7 @@ fn draw_legend<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel,
     Ok(())
 }
 
-fn draw_marker<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, at: (i32, i32), style: Style, r: i32) -> Drawn<DB> {
+pub(super) fn draw_marker<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, at: (i32, i32), style: Style, r: i32) -> Drawn<DB> {
     let filled = style.color.filled();
     match style.marker {
         Marker::Circle => area.draw(&Circle::new(at, r, filled)),
@@ -287,11 +310,11 @@ mod tests {
 
     #[test]
     fn svg_holds_the_words_and_png_is_a_png() {
-        let text = svg(&[example(3)]).unwrap();
+        let text = svg([example(3)].as_slice()).unwrap();
         for word in ["title", "note", "series 2"] {
             assert!(text.contains(word), "{word} is missing");
         }
-        let bytes = png(&[example(1), example(2)]).unwrap();
+        let bytes = png([example(1), example(2)].as_slice()).unwrap();
         assert_eq!(&bytes[..4], b"\x89PNG");
     }
 
@@ -299,14 +322,14 @@ mod tests {
     fn odd_data_is_drawn() {
         let mut empty = example(1);
         empty.series[0].points.clear();
-        svg(&[empty]).unwrap();
+        svg([empty].as_slice()).unwrap();
         let mut single = example(1);
         single.series[0].points.truncate(1);
         single.series[0].points[0].half_width = f64::INFINITY;
-        svg(&[single]).unwrap();
+        svg([single].as_slice()).unwrap();
         let mut broken = example(1);
         broken.series[0].points[3].y = f64::NAN;
-        svg(&[broken]).unwrap();
-        svg(&[]).unwrap();
+        svg([broken].as_slice()).unwrap();
+        svg::<[Panel]>(&[]).unwrap();
     }
 }

@@ -1,25 +1,26 @@
-//! Pictures of runs: learning curves and return against the strength of a perturbation.
+//! Pictures of runs: learning curves, return against the strength of a perturbation, and the outcomes of sweeps.
 
 pub mod curve;
 pub mod figure;
 pub mod robustness;
 pub mod stats;
 pub mod style;
+pub mod sweep;
 pub mod table;
 
 use std::path::Path;
 
 use crate::failure::{Failure, Result};
-use figure::Panel;
+use figure::Drawing;
 
-/// Draws `panels` side by side into an SVG or PNG file, by its extension.
+/// Draws into an SVG or PNG file, by its extension.
 ///
 /// # Errors
 /// [`Failure::Usage`] for another extension; [`Failure::Run`] if drawing or writing fails.
-pub fn save(panels: &[Panel], path: &Path) -> Result<()> {
+pub fn save<D: Drawing + ?Sized>(drawing: &D, path: &Path) -> Result<()> {
     let bytes = match path.extension().and_then(|e| e.to_str()) {
-        Some("svg") => figure::svg(panels).map(String::into_bytes),
-        Some("png") => figure::png(panels),
+        Some("svg") => figure::svg(drawing).map(String::into_bytes),
+        Some("png") => figure::png(drawing),
         _ => {
             return Err(Failure::usage(
                 format!("cannot tell the kind of picture from the name {}", path.display()),

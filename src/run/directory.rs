@@ -13,7 +13,7 @@ pub struct RunDirectory {
     path: PathBuf,
 }
 
-/// The right to write into a run directory; given back when dropped or when the process ends in any way.
+/// The right to write into a directory; given back when dropped or when the process ends in any way.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
@@ -53,6 +53,11 @@ impl RunDirectory {
             }
         }
         Err(Failure::run("no free name for the run directory"))
+    }
+
+    /// A run at exactly `path` that [`RunDirectory::initialise`] may have been interrupted in.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
     }
 
     /// An existing run.
@@ -128,18 +133,28 @@ impl RunDirectory {
     /// # Errors
     /// [`Failure::Run`] if another process has it.
     pub fn lock(&self) -> Result<RunLock> {
-        let path = self.file("run.lock");
+        RunLock::take(&self.path, "run.lock")
+    }
+}
+
+impl RunLock {
+    /// Takes the right to write into `directory` by locking the file called `name` in it.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if another process has it.
+    pub fn take(directory: &Path, name: &str) -> Result<Self> {
+        let path = directory.join(name);
         let file = File::create(&path).map_err(|e| Failure::file("create", &path, e))?;
         match file.try_lock() {
-            Ok(()) => Ok(RunLock { _file: file }),
+            Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(Failure::run_with_help(
-                format!("another process is writing to {}", self.path.display()),
+                format!("another process is writing to {}", directory.display()),
                 "wait for it, or stop it first",
             )),
             // Some network file systems have no locks; the user is then alone responsible.
             Err(TryLockError::Error(error)) => {
-                tracing::warn!(%error, "run directory cannot be locked");
-                Ok(RunLock { _file: file })
+                tracing::warn!(%error, "{} cannot be locked", directory.display());
+                Ok(Self { _file: file })
             }
         }
     }

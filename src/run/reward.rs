@@ -72,12 +72,40 @@ impl StageRow {
     }
 }
 
-/// A pass of one of the fits, a line of `reward_epochs.csv`.
+/// A pass of one of the fits, a line of `reward_epochs.csv`. Tables know no nested records, so the fields stand here again.
 #[derive(Debug, Serialize)]
-struct EpochRow<'a> {
+struct EpochRow {
     stage: usize,
-    #[serde(flatten)]
-    report: &'a EpochReport,
+    epoch: usize,
+    loss: f64,
+    cross_entropy: f64,
+    delta_mean: f64,
+    delta_max: f64,
+    outlier_fraction: f64,
+    clip_saturation: Option<f64>,
+    validation_accuracy: Option<f64>,
+    validation_cross_entropy: Option<f64>,
+    oracle_accuracy: Option<f64>,
+    test_accuracy: Option<f64>,
+}
+
+impl EpochRow {
+    fn new(stage: usize, report: &EpochReport) -> Self {
+        Self {
+            stage,
+            epoch: report.epoch,
+            loss: report.loss,
+            cross_entropy: report.cross_entropy,
+            delta_mean: report.delta_mean,
+            delta_max: report.delta_max,
+            outlier_fraction: report.outlier_fraction,
+            clip_saturation: report.clip_saturation,
+            validation_accuracy: report.validation_accuracy,
+            validation_cross_entropy: report.validation_cross_entropy,
+            oracle_accuracy: report.oracle_accuracy,
+            test_accuracy: report.test_accuracy,
+        }
+    }
 }
 
 /// The open logs of a learned reward.
@@ -104,7 +132,7 @@ impl RewardLog {
     /// # Errors
     /// As [`RewardLog::open`].
     pub fn write(&mut self, row: &StageRow, epochs: &[EpochReport]) -> Result<()> {
-        append(&mut self.epochs, epochs.iter().map(|report| EpochRow { stage: row.stage, report }))?;
+        append(&mut self.epochs, epochs.iter().map(|report| EpochRow::new(row.stage, report)))?;
         append(&mut self.stages, std::iter::once(row))
     }
 

@@ -6,4 +6,5 @@ mod errors;
 mod output;
 mod resume;
 mod storage;
+mod sweep;
 mod train;

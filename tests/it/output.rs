@@ -9,6 +9,7 @@ fn help_texts() {
         ("help", &["--help"][..]),
         ("help_train", &["train", "--help"]),
         ("help_eval", &["eval", "--help"]),
+        ("help_sweep", &["sweep", "--help"]),
         ("help_plot", &["plot", "--help"]),
         ("help_recipe", &["recipe", "--help"]),
         ("help_config", &["config", "--help"]),

@@ -171,8 +171,11 @@ pub(crate) struct Draft<'a> {
 impl Draft<'_> {
     /// The row, or the reason why it cannot be used.
     pub(crate) fn finish(mut self, line: u64) -> Result<Entry, String> {
-        let (Some(chosen), Some(rejected)) = (self.chosen.take(), self.rejected.take()) else {
-            return Err(self.missing_side());
+        let (chosen, rejected) = match (self.chosen.take(), self.rejected.take()) {
+            (Some(chosen), Some(rejected)) => (chosen, rejected),
+            (None, None) => return Err(self.missing_side("no `chosen` and no `rejected`")),
+            (None, Some(_)) => return Err(self.missing_side("no `chosen`")),
+            (Some(_), None) => return Err(self.missing_side("no `rejected`")),
         };
         let equal = self.is_tie()?;
         if self.margin.is_some_and(|margin| !margin.is_finite()) {
@@ -206,8 +209,8 @@ impl Draft<'_> {
         Ok(Entry::new(line, row, missing_id, self.unknown))
     }
 
-    /// Says which of the sides is missing, and what the row may be instead of a pair.
-    fn missing_side(&self) -> String {
+    /// Says that sides are missing, and what the row may be instead of a pair.
+    fn missing_side(&self, missing: &str) -> String {
         let has = |name: &str| self.unknown.iter().any(|unknown| unknown == name);
         if has("completion") {
             return "the row is a single judged completion (`completion`, `label`), not a pair; two completions of the same prompt \
@@ -217,11 +220,6 @@ impl Draft<'_> {
         if has("chosen_ids") || has("chosen_input_ids") {
             return "the row holds token numbers; write the texts themselves as `prompt`, `chosen`, `rejected`".to_string();
         }
-        let missing = match (&self.chosen, &self.rejected) {
-            (None, None) => "no `chosen` and no `rejected`",
-            (None, _) => "no `chosen`",
-            _ => "no `rejected`",
-        };
         let mut reason = missing.to_string();
         if self.unknown.is_empty() {
             reason += "; a row is an object with `chosen` and `rejected`";

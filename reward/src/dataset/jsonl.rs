@@ -111,7 +111,7 @@ fn explain(text: &str, error: &serde_json::Error) -> String {
     let before = text.as_bytes().get(column.saturating_sub(2)..).unwrap_or_default();
     for (start, shown) in [(0, "NaN"), (1, "NaN"), (0, "-Infinity"), (1, "-Infinity"), (0, "Infinity"), (1, "Infinity")] {
         if before.get(start..).is_some_and(|rest| rest.starts_with(shown.as_bytes())) {
-            return format!("{shown} at column {column} is not a number that JSON knows; numbers must be finite");
+            return format!("{shown} at column {} is not a number that JSON knows; numbers must be finite", column - 1 + start);
         }
     }
     if message.contains("trailing characters") {

@@ -206,7 +206,7 @@ pub struct PreferenceWriter {
 #[derive(Debug)]
 enum Sink {
     Jsonl(JsonlWriter<BufWriter<File>>),
-    Parquet(ParquetWriter),
+    Parquet(Box<ParquetWriter>),
 }
 
 impl PreferenceWriter {
@@ -224,7 +224,7 @@ impl PreferenceWriter {
         let file = File::create(&temporary).map_err(|source| RewardError::File { action: "create", path: path.clone(), source })?;
         let sink = match format {
             Format::Jsonl => Sink::Jsonl(JsonlWriter::new(BufWriter::with_capacity(1 << 17, file))),
-            Format::Parquet => Sink::Parquet(ParquetWriter::new(path.clone(), file)),
+            Format::Parquet => Sink::Parquet(Box::new(ParquetWriter::new(path.clone(), file))),
         };
         Ok(Self { path, temporary, sink: Some(sink) })
     }

@@ -1,0 +1,381 @@
+//! Reading of rows from Parquet files, a batch of records at a time.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use parquet::basic::{Compression, Type as Physical};
+use parquet::column::reader::ColumnReader;
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
+use super::leaf::{Leaf, LeafBatch, leaves};
+use crate::dataset::column;
+use crate::dataset::draft::{Draft, Scalar, SegmentDraft, Side, shorten};
+use crate::dataset::jsonl::message;
+use crate::error::{Result, RewardError};
+
+/// Bytes of a row group that a batch should take, before compression.
+const BATCH_BYTES: usize = 4 << 20;
+/// Most records of a batch.
+const BATCH_RECORDS: usize = 1024;
+const SCALARS: [&str; 8] = ["id", "equal", "label", "margin", "annotator_id", "flipped", "gold_chosen", "gold_rejected"];
+const SIDES: [&str; 4] = ["prompt", "conversations", "chosen", "rejected"];
+
+/// Numbers of the batches from which `prompt`, `chosen` or `rejected` is put together.
+#[derive(Debug, Clone, Copy)]
+enum SideLeaves {
+    Plain(usize),
+    /// Role and content of a list of messages.
+    Messages(usize, usize),
+    /// Role and content of a single message.
+    Message(usize, usize),
+    /// Observations, actions, rewards, whether the task ended, the policy.
+    Segment(usize, usize, Option<usize>, Option<usize>, Option<usize>),
+}
+
+/// Rows of a Parquet file in their order.
+pub(crate) struct ParquetRows {
+    path: PathBuf,
+    reader: SerializedFileReader<File>,
+    batches: Vec<LeafBatch>,
+    scalars: [Option<usize>; SCALARS.len()],
+    sides: [Option<SideLeaves>; SIDES.len()],
+    unknown: Vec<String>,
+    next_group: usize,
+    columns: Vec<ColumnReader>,
+    /// Records of the open row group that have not been loaded.
+    left_in_group: usize,
+    batch_records: usize,
+    left_in_batch: usize,
+    row: u64,
+}
+
+impl std::fmt::Debug for ParquetRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ParquetRows").field("path", &self.path).field("row", &self.row).finish_non_exhaustive()
+    }
+}
+
+impl ParquetRows {
+    /// Opens a file and finds its columns.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|source| RewardError::File { action: "open", path: path.to_path_buf(), source })?;
+        let reader = guarded(path, || SerializedFileReader::new(file))?;
+        let found = leaves(reader.metadata().file_metadata().schema());
+        let mut rows = Self {
+            path: path.to_path_buf(),
+            reader,
+            batches: Vec::new(),
+            scalars: [None; SCALARS.len()],
+            sides: [None; SIDES.len()],
+            unknown: Vec::new(),
+            next_group: 0,
+            columns: Vec::new(),
+            left_in_group: 0,
+            batch_records: 1,
+            left_in_batch: 0,
+            row: 0,
+        };
+        rows.plan(&found).and_then(|()| rows.check_chunks()).map_err(|reason| rows.content_error(reason))?;
+        Ok(rows)
+    }
+
+    /// The next row with its number from 1, or why it cannot be used.
+    pub(crate) fn next(&mut self) -> Result<Option<(u64, Result<Draft<'static>, String>)>> {
+        while self.left_in_batch == 0 {
+            if self.left_in_group == 0 && !self.open_group()? {
+                return Ok(None);
+            }
+            self.load_batch()?;
+        }
+        self.left_in_batch -= 1;
+        self.row += 1;
+        Ok(Some((self.row, self.draft())))
+    }
+
+    /// Decides which leaf is which part of a row.
+    fn plan(&mut self, found: &[Leaf]) -> Result<(), String> {
+        let mut is_used = vec![false; found.len()];
+        for (slot, name) in SCALARS.iter().enumerate() {
+            if let Some(at) = found.iter().position(|leaf| leaf.path == *name) {
+                is_used[at] = true;
+                self.scalars[slot] = Some(self.add_batch(&found[at], &[])?);
+            }
+        }
+        for (slot, side) in SIDES.iter().enumerate() {
+            self.sides[slot] = self.plan_side(side, found, &mut is_used)?;
+        }
+        let mut unknown: Vec<String> =
+            found.iter().zip(&is_used).filter(|(_, is_used)| !**is_used).map(|(leaf, _)| unknown_name(&leaf.path)).collect();
+        unknown.dedup();
+        self.unknown = unknown;
+        let missing: Vec<&str> = (2..4).filter(|&slot| self.sides[slot].is_none()).map(|slot| SIDES[slot]).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(missing_columns(&missing, found))
+    }
+
+    fn plan_side(&mut self, side: &str, found: &[Leaf], is_used: &mut [bool]) -> Result<Option<SideLeaves>, String> {
+        let mut take = |names: &[&str]| {
+            let at = names.iter().find_map(|name| found.iter().position(|leaf| leaf.path == format!("{side}{name}")))?;
+            is_used[at] = true;
+            Some(&found[at])
+        };
+        let text = [Physical::BYTE_ARRAY];
+        let numbers = [Physical::FLOAT, Physical::DOUBLE, Physical::INT32, Physical::INT64];
+        if let Some(leaf) = take(&[""]) {
+            return self.add_batch(leaf, &text).map(|at| Some(SideLeaves::Plain(at)));
+        }
+        // A list of messages is stored message by message, or as two lists side by side.
+        for (role, content, is_list) in [
+            (["[].role", "[].from"], ["[].content", "[].value"], true),
+            ([".role[]", ".from[]"], [".content[]", ".value[]"], true),
+            ([".role", ".from"], [".content", ".value"], false),
+        ] {
+            if let (Some(role), Some(content)) = (take(&role), take(&content)) {
+                let (role, content) = (self.add_batch(role, &text)?, self.add_batch(content, &text)?);
+                return Ok(Some(if is_list { SideLeaves::Messages(role, content) } else { SideLeaves::Message(role, content) }));
+            }
+        }
+        let (observations, actions) = (take(&[".observations[][]", ".observations[]"]), take(&[".actions[][]", ".actions[]"]));
+        let (rewards, terminated, policy) = (take(&[".rewards[]"]), take(&[".terminated"]), take(&[".policy"]));
+        if let (Some(observations), Some(actions)) = (observations, actions) {
+            return Ok(Some(SideLeaves::Segment(
+                self.add_batch(observations, &numbers)?,
+                self.add_batch(actions, &numbers)?,
+                rewards.map(|leaf| self.add_batch(leaf, &numbers)).transpose()?,
+                terminated.map(|leaf| self.add_batch(leaf, &[Physical::BOOLEAN])).transpose()?,
+                policy.map(|leaf| self.add_batch(leaf, &text)).transpose()?,
+            )));
+        }
+        let parts: Vec<&str> = found.iter().map(|leaf| leaf.path.as_str()).filter(|path| is_part(path, side)).collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        Err(format!(
+            "column `{side}` is neither text, nor a list of messages (`role`, `content`), nor a segment (`observations`, `actions`); it \
+             consists of {}",
+            parts.join(", ")
+        ))
+    }
+
+    /// Adds a batch for a leaf whose type is one of `expected` (any type that is read, if empty).
+    fn add_batch(&mut self, leaf: &Leaf, expected: &[Physical]) -> Result<usize, String> {
+        let is_expected = expected.is_empty() || expected.contains(&leaf.physical);
+        match LeafBatch::new(leaf.clone()).filter(|_| is_expected) {
+            Some(batch) => {
+                self.batches.push(batch);
+                Ok(self.batches.len() - 1)
+            }
+            None => Err(format!("column `{}` has the type {}, which does not fit; convert it", leaf.path, leaf.physical)),
+        }
+    }
+
+    /// What can be known to fail before anything is decoded: missing parts, and codecs that are not built in.
+    fn check_chunks(&self) -> Result<(), String> {
+        for group in self.reader.metadata().row_groups() {
+            for batch in &self.batches {
+                let leaf = batch.leaf();
+                let Some(column) = group.columns().get(leaf.column) else {
+                    return Err(format!("is damaged: a row group lacks the column `{}`", leaf.path));
+                };
+                let places = [column.compressed_size(), column.data_page_offset(), column.dictionary_page_offset().unwrap_or(0)];
+                if places.iter().any(|&place| place < 0) {
+                    return Err(format!("is damaged: the column `{}` has no place in the file", leaf.path));
+                }
+                let (codec, remedy) = match column.compression() {
+                    Compression::ZSTD(_) if !cfg!(feature = "zstd") => ("zstd", ", or build with `--features zstd`"),
+                    Compression::LZO => ("lzo", ""),
+                    _ => continue,
+                };
+                return Err(format!(
+                    "column `{}` is compressed with {codec}, which this build does not read; write the file with another codec (pyarrow: \
+                     `compression=\"snappy\"`){remedy}",
+                    leaf.path
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn open_group(&mut self) -> Result<bool> {
+        if self.next_group >= self.reader.num_row_groups() {
+            return Ok(false);
+        }
+        let (reader, batches, group) = (&self.reader, &self.batches, self.next_group);
+        self.columns = guarded(&self.path, || {
+            let group = reader.get_row_group(group)?;
+            batches.iter().map(|batch| group.get_column_reader(batch.leaf().column)).collect()
+        })?;
+        let metadata = self.reader.metadata().row_group(self.next_group);
+        self.left_in_group = usize::try_from(metadata.num_rows()).unwrap_or(0);
+        let bytes = usize::try_from(metadata.total_byte_size()).unwrap_or(0);
+        self.batch_records = (BATCH_BYTES / (bytes / self.left_in_group.max(1)).max(1)).clamp(1, BATCH_RECORDS);
+        self.next_group += 1;
+        Ok(true)
+    }
+
+    fn load_batch(&mut self) -> Result<()> {
+        let n_records = self.left_in_group.min(self.batch_records);
+        let (batches, columns) = (&mut self.batches, &mut self.columns);
+        guarded(&self.path, || {
+            for (batch, column) in batches.iter_mut().zip(columns) {
+                let n_read = batch.load(column, n_records)?;
+                if n_read != n_records {
+                    return Err(ParquetError::General(format!("`{}` ends before its row group does", batch.leaf().path)));
+                }
+            }
+            Ok(())
+        })?;
+        self.left_in_group -= n_records;
+        self.left_in_batch = n_records;
+        Ok(())
+    }
+
+    /// Takes one record from every batch. All of them advance, even if one is bad.
+    fn draft(&mut self) -> Result<Draft<'static>, String> {
+        let mut scalars: [Option<Scalar<'static>>; SCALARS.len()] = Default::default();
+        let mut sides: [Option<Side<'static>>; SIDES.len()] = Default::default();
+        let mut fault = None;
+        let mut note = |reason: String| {
+            fault.get_or_insert(reason);
+        };
+        for (scalar, batch) in scalars.iter_mut().zip(self.scalars) {
+            if let Some(batch) = batch {
+                self.batches[batch].scalar().map_or_else(&mut note, |value| *scalar = value);
+            }
+        }
+        for ((side, leaves), name) in sides.iter_mut().zip(self.sides).zip(SIDES) {
+            if let Some(leaves) = leaves {
+                take_side(&mut self.batches, leaves, name).map_or_else(&mut note, |value| *side = value);
+            }
+        }
+        if let Some(reason) = fault {
+            return Err(reason);
+        }
+        let [id, equal, label, margin, annotator, flipped, gold_chosen, gold_rejected] = scalars;
+        let [prompt, conversations, chosen, rejected] = sides;
+        let margin = match margin {
+            None => None,
+            Some(Scalar::Real(value)) => Some(value as f32),
+            Some(Scalar::Whole(value)) => Some(value as f32),
+            Some(_) => return Err("`margin` must be a number".to_string()),
+        };
+        let unknown = self.unknown.clone();
+        Ok(Draft {
+            id,
+            prompt,
+            conversations,
+            chosen,
+            rejected,
+            equal,
+            label,
+            margin,
+            annotator,
+            flipped,
+            gold_chosen,
+            gold_rejected,
+            unknown,
+        })
+    }
+
+    fn content_error(&self, reason: String) -> RewardError {
+        RewardError::Content { path: self.path.clone(), reason }
+    }
+}
+
+fn take_side(batches: &mut [LeafBatch], leaves: SideLeaves, name: &str) -> Result<Option<Side<'static>>, String> {
+    match leaves {
+        SideLeaves::Plain(at) => match batches[at].scalar()? {
+            Some(Scalar::Text(text)) => Ok(Some(Side::Plain(Cow::Owned(text.into_owned())))),
+            _ => Ok(None),
+        },
+        SideLeaves::Messages(role, content) => {
+            // Both advance before either may fail.
+            let (roles, contents) = (batches[role].texts(), batches[content].texts());
+            let (Some(roles), Some(contents)) = (roles?, contents?) else { return Ok(None) };
+            if roles.len() != contents.len() {
+                return Err(format!("`{name}` has {} roles but {} texts", roles.len(), contents.len()));
+            }
+            let messages = roles.into_iter().zip(contents).enumerate().map(|(at, pair)| match pair {
+                (Some(role), Some(content)) => Ok(message(role, content)),
+                (None, _) => Err(format!("`{name}, message {}`: no `role`", at + 1)),
+                _ => Err(format!("`{name}, message {}`: no text in `content`", at + 1)),
+            });
+            messages.collect::<Result<_, _>>().map(|messages| Some(Side::Messages(messages)))
+        }
+        SideLeaves::Message(role, content) => match (batches[role].scalar(), batches[content].scalar()) {
+            (Err(reason), _) | (_, Err(reason)) => Err(reason),
+            (Ok(Some(Scalar::Text(role))), Ok(Some(Scalar::Text(content)))) => {
+                Ok(Some(Side::Messages(vec![message(role.into_owned(), content.into_owned())])))
+            }
+            (Ok(None), Ok(None)) => Ok(None),
+            _ => Err(format!("`{name}` lacks its role or its text")),
+        },
+        SideLeaves::Segment(observations, actions, rewards, terminated, policy) => {
+            let (observations, actions) = (batches[observations].matrix(), batches[actions].matrix());
+            let rewards = rewards.map(|at| batches[at].matrix()).transpose();
+            let terminated = terminated.map(|at| batches[at].scalar()).transpose();
+            let policy = policy.map(|at| batches[at].scalar()).transpose();
+            let (observations, actions, rewards) = (observations?, actions?, rewards?.flatten());
+            let (terminated, policy) = (terminated?.flatten(), policy?.flatten());
+            if observations.is_none() && actions.is_none() {
+                return Ok(None);
+            }
+            Ok(Some(Side::Segment(SegmentDraft {
+                observations,
+                actions,
+                rewards: rewards.map(|matrix| matrix.numbers),
+                terminated: terminated == Some(Scalar::Bool(true)),
+                policy: match policy {
+                    Some(Scalar::Text(text)) => text.into_owned(),
+                    _ => String::new(),
+                },
+            })))
+        }
+    }
+}
+
+fn is_part(path: &str, column: &str) -> bool {
+    path.strip_prefix(column).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// How an unread leaf is named: its column, or the field of a side.
+fn unknown_name(path: &str) -> String {
+    match SIDES.iter().find(|side| is_part(path, side)) {
+        Some(_) => shorten(&path.replace("[]", "")),
+        None => shorten(path.split(['.', '[']).next().unwrap_or(path)),
+    }
+}
+
+fn missing_columns(missing: &[&str], found: &[Leaf]) -> String {
+    let mut names: Vec<String> = found.iter().map(|leaf| unknown_name(&leaf.path)).collect();
+    names.dedup();
+    if names.iter().any(|name| name == "completion") {
+        return "holds single judged completions (`completion`, `label`), not pairs; two completions of the same prompt make a pair: write \
+                them as `prompt`, `chosen`, `rejected`"
+            .to_string();
+    }
+    let meant = names.iter().find_map(|name| {
+        let meant = column::suggestion(name).filter(|meant| missing.contains(&meant.as_str()))?;
+        Some(format!("; did you mean `{meant}` by `{name}`?"))
+    });
+    names.truncate(40);
+    format!("has no column `{}`; the columns are {}{}", missing.join("` and no `"), names.join(", "), meant.unwrap_or_default())
+}
+
+/// Runs code of the Parquet crate: its errors get the name of the file, and a panic over damaged bytes becomes an error.
+fn guarded<T>(path: &Path, run: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
+    let reason = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "its encoding makes no sense".to_string(),
+    };
+    Err(RewardError::Content {
+        path: path.to_path_buf(),
+        reason: format!("cannot be read as Parquet, it may be damaged or cut off: {reason}"),
+    })
+}

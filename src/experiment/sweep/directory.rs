@@ -1,0 +1,142 @@
+//! Where a sweep lives, and which of its cells are done.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+use tracing::warn;
+
+use crate::config::sweep::{Cell, Sweep};
+use crate::config::{ExperimentConfig, load, render};
+use crate::failure::{Failure, Result};
+use crate::run::directory::{RunDirectory, RunLock};
+use crate::run::log::write_whole;
+
+/// A directory of a sweep.
+#[derive(Debug, Clone)]
+pub struct SweepDirectory {
+    path: PathBuf,
+}
+
+impl SweepDirectory {
+    /// The sweep at `path`, which need not exist yet.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The run directory of a cell.
+    pub fn cell(&self, cell: &Cell) -> RunDirectory {
+        RunDirectory::at(self.path.join("cells").join(&cell.name))
+    }
+
+    /// Creates the directory and takes the right to write there.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if it cannot be created or holds something else; [`Failure::Run`] if another process writes there.
+    pub fn claim(&self) -> Result<RunLock> {
+        let mut entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        if !self.file("cells").is_dir() && entries.any(|e| e.file_name() != "sweep.lock") {
+            return Err(Failure::usage(
+                format!("{} exists and holds something else than a sweep", self.path.display()),
+                "choose another --output",
+            ));
+        }
+        let cells = self.file("cells");
+        std::fs::create_dir_all(&cells)
+            .map_err(|e| Failure::usage(format!("cannot create {}: {e}", cells.display()), "choose a writable directory with --output"))?;
+        RunLock::take(&self.path, "sweep.lock")
+    }
+
+    /// Stores what the sweep is.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] naming the file.
+    pub fn describe(&self, sweep: &Sweep) -> Result<()> {
+        let (name, text) = load::source(sweep.config.base.get_ref(), &sweep.directory)?;
+        let base = render::resolved(&load::text(&name, &text, &[])?.config);
+        write_whole(&self.file("base.toml"), base.as_bytes())?;
+        write_whole(&self.file("sweep.toml"), sweep.config.resolved("base.toml").as_bytes())
+    }
+
+    /// Makes sure that the runs that exist are those of the cells. Runs that belong to no cell are left alone and counted
+    /// nowhere.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if a run was made with other settings than its cell has now.
+    pub fn check(&self, cells: &[Cell]) -> Result<()> {
+        let mut changed = Vec::new();
+        for cell in cells {
+            let run = self.cell(cell);
+            if run.file("config.toml").is_file() {
+                let config =
+                    run.config().map_err(|failure| failure.during(&format!("the settings of cell `{}` are unreadable", cell.name)))?;
+                if let Some(difference) = difference(&config, &cell.config) {
+                    changed.push((run, difference));
+                }
+            }
+        }
+        if let Some((run, difference)) = changed.first() {
+            let others = match changed.len() {
+                1 => String::new(),
+                n => format!(" ({n} cells differ)"),
+            };
+            return Err(Failure::usage(
+                format!("{} was made with other settings: {difference}{others}", run.path().display()),
+                "give the changed sweep another name or --output, or remove the directories of these cells to run them again",
+            ));
+        }
+        let known = |name: &std::ffi::OsStr| cells.iter().any(|c| name == c.name.as_str());
+        let entries = std::fs::read_dir(self.file("cells")).into_iter().flatten().flatten();
+        let mut strangers: Vec<String> =
+            entries.map(|e| e.file_name()).filter(|n| !known(n)).map(|n| n.to_string_lossy().into_owned()).collect();
+        strangers.sort();
+        if !strangers.is_empty() {
+            warn!("not part of the sweep any more, and left out: {}", strangers.join(", "));
+        }
+        Ok(())
+    }
+}
+
+/// The first setting that differs, in words. The number of threads does not count: no number depends on it.
+fn difference(before: &ExperimentConfig, now: &ExperimentConfig) -> Option<String> {
+    let table = |config: &ExperimentConfig| {
+        let config = ExperimentConfig { threads: 0, ..config.clone() };
+        Value::Table(Table::try_from(config).expect("a configuration consists of tables, lists, numbers and strings within TOML's ranges"))
+    };
+    fn first(path: &str, before: Option<&Value>, now: Option<&Value>) -> Option<String> {
+        if before == now {
+            return None;
+        }
+        if let (Some(Value::Table(before)), Some(Value::Table(now))) = (before, now) {
+            let keys: std::collections::BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+            let inner = |key: &String| if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            return keys.into_iter().find_map(|key| first(&inner(key), before.get(key), now.get(key)));
+        }
+        let text = |value: Option<&Value>| value.map_or_else(|| "absent".to_string(), |v| format!("`{v}`"));
+        Some(format!("`{path}` was {}, is {} now", text(before), text(now)))
+    }
+    first("", Some(&table(before)), Some(&table(now)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_named() {
+        let a = ExperimentConfig::default();
+        assert_eq!(difference(&a, &ExperimentConfig { threads: 7, ..a.clone() }), None);
+        let mut b = a.clone();
+        b.eval.episodes = 7;
+        assert_eq!(difference(&a, &b).unwrap(), "`eval.episodes` was `32`, is `7` now");
+    }
+}
