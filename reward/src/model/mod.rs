@@ -9,6 +9,7 @@ use steadfast_agents::StateDict;
 use crate::error::Result;
 use crate::margin::LossValue;
 
+pub use hashed_text::{HashedTextConfig, HashedTextReward};
 pub use mlp::{MlpReward, MlpRewardConfig, RewardInputs};
 pub use segment_input::{ActionKind, SegmentSpec};
 

@@ -235,7 +235,8 @@ impl TextFeatures {
 /// Counts grow into features slower than linearly: the tenth occurrence of a word says little.
 #[inline]
 fn damped(count: u32) -> f32 {
-    const SMALL: [f32; 4] = [0.0, 0.693_147_2, 1.098_612_3, 1.386_294_4];
+    use std::f32::consts::LN_2;
+    const SMALL: [f32; 4] = [0.0, LN_2, 1.098_612_3, 2.0 * LN_2];
     SMALL.get(count as usize).copied().unwrap_or_else(|| (1.0 + count as f32).ln())
 }
 

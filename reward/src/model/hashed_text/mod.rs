@@ -73,9 +73,6 @@ struct Weight {
 pub struct HashedTextReward {
     weights: Vec<Weight>,
     initial_squares: f32,
-    /// Gradient of the batch; zero between steps.
-    gradient: Vec<f32>,
-    touched: Vec<u32>,
     margins: Vec<f32>,
     losses: Vec<LossValue>,
 }
@@ -91,8 +88,6 @@ impl HashedTextReward {
         Ok(Self {
             weights: vec![Weight { value: 0.0, squares: initial_squares }; width],
             initial_squares,
-            gradient: vec![0.0; width],
-            touched: Vec::new(),
             margins: Vec::new(),
             losses: Vec::new(),
         })
@@ -127,23 +122,14 @@ impl RewardModel<SparseDifference> for HashedTextReward {
         losses.resize(pairs.len(), LossValue::default());
         self.margins(pairs, &mut margins)?;
         loss(&margins, &mut losses);
-        // The sum over the batch instead of its mean: Adagrad divides by the size of past gradients, so that only
-        // `initial_squares` knows the difference, and means the same for any batch size.
+        // Pair by pair, each with its own square: a sum over the batch first would touch every place three times.
         for (pair, loss) in pairs.iter().zip(&losses).filter(|(_, loss)| loss.slope != 0.0) {
             for (&i, &x) in pair.indices.iter().zip(&pair.values) {
-                let gradient = &mut self.gradient[i as usize];
-                if *gradient == 0.0 {
-                    self.touched.push(i);
-                }
-                *gradient += loss.slope * x;
+                let gradient = loss.slope * x;
+                let weight = &mut self.weights[i as usize];
+                weight.squares += gradient * gradient;
+                weight.value -= learning_rate * gradient / weight.squares.sqrt();
             }
-        }
-        for i in self.touched.drain(..) {
-            // A place is listed twice if its gradient became zero in between; the second time nothing is left to do.
-            let gradient = std::mem::take(&mut self.gradient[i as usize]);
-            let weight = &mut self.weights[i as usize];
-            weight.squares += gradient * gradient;
-            weight.value -= learning_rate * gradient / weight.squares.sqrt();
         }
         self.margins = margins;
         self.losses = losses;

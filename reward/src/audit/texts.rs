@@ -1,28 +1,21 @@
-//! Which labels are wrong? Margins of pairs by models that have not seen them.
+//! Audits of texts: read in passes, never kept.
 //!
-//! A model that was fitted to a wrong label has learned to agree with it. So the pairs are divided into folds, one model
-//! per fold learns from all other folds, and a pair is judged by the model that never saw its label (cross-fitting). The
-//! lower its margin `r(chosen) − r(rejected)`, the more likely its label is wrong.
-//!
-//! The pairs are streamed: every pass reads them again, [`TextEncoder`] turns them into a model's input in parallel, and
-//! all models learn side by side, each in the order of the file. What is kept per pair does not depend on its length. The
-//! models after a pass are judged during the next one, so that n passes of learning read the file n + 1 times; the pass
-//! with the highest out-of-fold accuracy on the labels as given is the one that counts. Nothing depends on the number of
-//! threads.
+//! Every pass reads the file again, [`TextEncoder`] turns the pairs into a model's input in parallel, and the models of all
+//! folds learn side by side, each in the order of the file. What is kept per pair does not depend on its length. The models
+//! after a pass are judged during the next one, so n passes of learning read the file n + 1 times. Nothing depends on the
+//! number of threads.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rayon::prelude::*;
-use serde::Serialize;
 use steadfast_envs::SeedTree;
 
+use super::{Audit, AuditConfig, AuditedPair, PassReport};
 use crate::dataset::{Entry, PreferenceFile, ReadReport, Row, Tally};
-use crate::error::{Result, RewardError, require};
-use crate::fit::Detection;
-use crate::margin::{LossConfig, LossValue, MarginLoss, log_one_plus_exp, sigmoid};
-use crate::metrics;
+use crate::error::{Result, RewardError};
+use crate::margin::{LossConfig, LossValue, MarginLoss};
 use crate::model::RewardModel;
-use crate::preference::{Preference, TextPair};
+use crate::preference::TextPair;
 
 /// Turns pairs of texts into what a model learns from: hashed features, tokens. Called in parallel.
 pub trait TextEncoder: Sync {
@@ -36,159 +29,6 @@ pub trait TextEncoder: Sync {
     /// # Errors
     /// [`RewardError::Data`] if a model cannot use the pair.
     fn encode(&self, pair: &TextPair, buffers: &mut Self::Buffers) -> Result<Self::Encoded>;
-}
-
-/// Settings of an audit.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AuditConfig {
-    /// Number of folds. With 1 the model judges what it has seen, which hides wrong labels.
-    pub folds: usize,
-    /// Most passes of learning, at least 1.
-    pub epochs: usize,
-    /// Pairs per step, at least 1.
-    pub batch_size: usize,
-    /// Step size, above 0.
-    pub learning_rate: f64,
-    /// Loss of a margin.
-    pub loss: LossConfig,
-    /// Seed of folds and models.
-    pub seed: u64,
-}
-
-impl AuditConfig {
-    /// Checks the ranges given with the fields.
-    ///
-    /// # Errors
-    /// [`RewardError::Config`] for the first field out of its range.
-    pub fn validate(&self) -> Result<()> {
-        require((1..=100).contains(&self.folds), "folds", "between 1 and 100", self.folds)?;
-        require((1..=100_000).contains(&self.epochs), "epochs", "between 1 and 100000", self.epochs)?;
-        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)?;
-        let rate = self.learning_rate;
-        require(rate > 0.0 && rate.is_finite(), "learning_rate", "a finite number above 0", rate)?;
-        self.loss.build().map(|_| ())
-    }
-
-    /// The fold of a row: fixed by the seed and the position in the file alone.
-    pub fn fold(&self, row: usize) -> usize {
-        if self.folds == 1 {
-            return 0;
-        }
-        SeedTree::new(self.seed).child("audit/fold").index(row as u64).rng().below(self.folds)
-    }
-}
-
-/// A pair as the audit sees it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AuditedPair {
-    /// Identifier.
-    pub id: Box<str>,
-    /// Line or row of the file, from 1.
-    pub line: u64,
-    /// Margin under the model that judges the pair, less the margin that the file asks for.
-    pub margin: f32,
-    /// Outlier value δ; 0 for losses that have none.
-    pub outlier: f32,
-    /// Whether the label is wrong, if that is known.
-    pub flipped: Option<bool>,
-    /// True if the annotator found both equally good, so that there is no label that could be wrong.
-    pub equal: bool,
-}
-
-impl AuditedPair {
-    /// A pair that is still to be judged.
-    pub fn new<P>(preference: &Preference<P>, line: u64) -> Self {
-        let (flipped, equal) = (preference.truth.flipped, preference.equal);
-        Self { id: preference.id.as_str().into(), line, margin: 0.0, outlier: 0.0, flipped, equal }
-    }
-
-    /// Probability under Bradley and Terry's model that an annotator prefers the rejected one: σ(−margin).
-    pub fn suspicion(&self) -> f32 {
-        sigmoid(-self.margin)
-    }
-}
-
-/// The models after a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct PassReport {
-    /// Number of the pass, from 1.
-    pub pass: usize,
-    /// Share of pairs that are judged as labelled.
-    pub accuracy: f64,
-    /// Mean cross-entropy of the same margins.
-    pub cross_entropy: f64,
-    /// Share of pairs with δ > 0.
-    pub outlier_fraction: f64,
-}
-
-impl PassReport {
-    /// What the margins of all labelled pairs say.
-    pub fn new(pass: usize, margins: &[f32], loss: &MarginLoss) -> Self {
-        let n = margins.len().max(1) as f64;
-        Self {
-            pass,
-            accuracy: metrics::accuracy(margins).unwrap_or(0.0),
-            cross_entropy: margins.iter().map(|&d| f64::from(log_one_plus_exp(-d))).sum::<f64>() / n,
-            outlier_fraction: margins.iter().filter(|&&d| loss.outlier(d) > 0.0).count() as f64 / n,
-        }
-    }
-}
-
-/// What came of an audit.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Audit {
-    /// What was found in the file.
-    pub report: ReadReport,
-    /// All pairs in the order of the file.
-    pub pairs: Vec<AuditedPair>,
-    /// The passes.
-    pub passes: Vec<PassReport>,
-    /// The pass that counts, from 1.
-    pub selected_pass: usize,
-    /// How well low margins point to wrong labels; nothing if the truth is not known for all pairs or all are alike.
-    pub detection: Option<Detection>,
-}
-
-impl Audit {
-    /// The audit of pairs whose margins are known.
-    pub fn new(mut pairs: Vec<AuditedPair>, report: ReadReport, passes: Vec<PassReport>, selected_pass: usize, loss: &MarginLoss) -> Self {
-        pairs.iter_mut().for_each(|p| p.outlier = if p.equal { 0.0 } else { loss.outlier(p.margin) });
-        let judged = || pairs.iter().filter(|p| !p.equal);
-        let flipped: Option<Vec<bool>> = judged().map(|p| p.flipped).collect();
-        let margins: Vec<f32> = judged().map(|p| p.margin).collect();
-        let deltas: Vec<f32> = judged().map(|p| p.outlier).collect();
-        let detection = flipped.and_then(|flipped| metrics::detect(&margins, &deltas, &flipped));
-        Self { report, pairs, passes, selected_pass, detection }
-    }
-
-    /// Positions of the labelled pairs, the most suspicious first; ties stay in the order of the file.
-    pub fn ranking(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.pairs.len()).filter(|&i| !self.pairs[i].equal).collect();
-        order.sort_by(|&a, &b| self.pairs[a].margin.total_cmp(&self.pairs[b].margin).then(a.cmp(&b)));
-        order
-    }
-
-    /// Chance that coin tosses agree with as many labels as the selected pass, by the binomial law and multiplied by the
-    /// number of passes that it was selected from (Bonferroni); at most 1.
-    pub fn chance(&self) -> f64 {
-        let n = self.pairs.iter().filter(|p| !p.equal).count();
-        let accuracy = self.passes.get(self.selected_pass.wrapping_sub(1)).map_or(0.0, |p| p.accuracy);
-        (self.passes.len() as f64 * upper_tail(n, (accuracy * n as f64).ceil() as usize)).min(1.0)
-    }
-}
-
-/// Probability of at least `k` heads in `n` tosses of a coin.
-fn upper_tail(n: usize, k: usize) -> f64 {
-    // ln C(n, i) / 2^n, from i = 0 upwards.
-    let mut log_term = -(n as f64) * std::f64::consts::LN_2;
-    let mut sum = 0.0;
-    for i in 0..=n {
-        if i >= k {
-            sum += log_term.exp();
-        }
-        log_term += ((n - i) as f64).ln() - ((i + 1) as f64).ln();
-    }
-    sum.min(1.0)
 }
 
 /// Pairs per chunk that is read, encoded and learned from as a whole.
@@ -220,11 +60,8 @@ where
     let mut audit = Run::new(config, file, encoder, model)?.passes(progress)?;
     if let LossConfig::Filtered(drop) = config.loss {
         // The data-filtering baseline: once more, without the pairs that the first fit believes least.
-        let ranking = audit.ranking();
-        let n = (drop.fraction * ranking.len() as f64).round() as usize;
         let mut run = Run::new(config, file, encoder, model)?;
-        run.left_out = vec![false; audit.pairs.len()];
-        ranking[..n.min(ranking.len())].iter().for_each(|&i| run.left_out[i] = true);
+        run.left_out = audit.lowest(drop.fraction);
         audit = run.passes(progress)?;
     }
     Ok(audit)
@@ -298,10 +135,7 @@ where
         for pass in 1..=self.config.epochs + 1 {
             self.pass(pass, &mut kept, progress)?;
             if pass == 1 {
-                let n = kept.pairs.iter().filter(|p| !p.equal).count();
-                if n < 2 {
-                    return Err(RewardError::Data(format!("an audit needs at least 2 labelled pairs, got {n}")));
-                }
+                self.config.check_folds(kept.pairs.iter().filter(|p| !p.equal).count())?;
             } else {
                 let report = self.report(pass - 1, &kept);
                 reports.push(report);
