@@ -5,6 +5,7 @@ mod command;
 mod errors;
 mod output;
 mod resume;
+mod reward;
 mod storage;
 mod sweep;
 mod train;

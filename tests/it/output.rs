@@ -11,6 +11,7 @@ fn help_texts() {
         ("help_eval", &["eval", "--help"]),
         ("help_sweep", &["sweep", "--help"]),
         ("help_plot", &["plot", "--help"]),
+        ("help_preferences", &["preferences", "--help"]),
         ("help_recipe", &["recipe", "--help"]),
         ("help_config", &["config", "--help"]),
         ("help_list", &["list", "--help"]),
@@ -22,7 +23,7 @@ fn help_texts() {
 #[test]
 fn lists() {
     let place = Place::new();
-    for what in ["envs", "agents", "regularizers", "perturbations"] {
+    for what in ["envs", "agents", "regularizers", "perturbations", "noise", "losses"] {
         insta::assert_snapshot!(format!("list_{what}"), place.succeed(&["list", what]).out);
     }
     insta::assert_snapshot!("recipe_list", place.succeed(&["recipe", "list"]).out);

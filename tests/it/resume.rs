@@ -4,13 +4,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::command::{Place, TINY, assert_equal_runs, names, newest_checkpoint};
+use crate::reward::TINY_REWARD;
 
 /// Kills a run again and again, each time within the part that a start should take if `kills` starts share the work;
 /// returns how many kills hit it alive.
-fn run_with_kills(place: &Place, run: &str, changes: &[&str], whole: Duration, mut seed: u64, kills: usize) -> usize {
+fn run_with_kills(place: &Place, recipe: &str, run: &str, changes: &[&str], whole: Duration, mut seed: u64, kills: usize) -> usize {
     let mut hits = 0;
     let mut tries = 0;
-    let mut arguments = vec!["train", TINY, "--output", run];
+    let mut arguments = vec!["train", recipe, "--output", run];
     arguments.extend(changes);
     loop {
         let mut child = place.command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -39,20 +40,20 @@ fn run_with_kills(place: &Place, run: &str, changes: &[&str], whole: Duration, m
 }
 
 /// Trains an uninterrupted run and measures how long it takes.
-fn whole_run(place: &Place, changes: &[&str]) -> Duration {
+fn whole_run(place: &Place, recipe: &str, changes: &[&str]) -> Duration {
     let begin = Instant::now();
-    place.succeed(&[&["train", TINY, "--output", "whole"], changes].concat());
+    place.succeed(&[&["train", recipe, "--output", "whole"], changes].concat());
     begin.elapsed()
 }
 
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
     let place = Place::new();
-    let whole = whole_run(&place, &["threads=1"]);
+    let whole = whole_run(&place, TINY, &["threads=1"]);
     let mut kills = 0;
     for (i, threads) in ["threads=1", "threads=2"].into_iter().enumerate() {
         let run = format!("killed-{i}");
-        kills += run_with_kills(&place, &run, &[threads], whole, 17 + i as u64, 5);
+        kills += run_with_kills(&place, TINY, &run, &[threads], whole, 17 + i as u64, 5);
         assert_equal_runs(&place, "whole", &run);
         assert_eq!(events(&place, "whole"), events(&place, &run));
         // Each start that got as far is in the manifest.
@@ -63,11 +64,20 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 }
 
 #[test]
+fn a_killed_run_that_learns_its_reward_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    let whole = whole_run(&place, TINY_REWARD, &[]);
+    let kills = run_with_kills(&place, TINY_REWARD, "killed", &[], whole, 5, 6);
+    assert_equal_runs(&place, "whole", "killed");
+    assert!(kills >= 4, "only {kills} of 6 kills hit a living process");
+}
+
+#[test]
 #[ignore = "fifty kills at measured moments need a machine that is not busy"]
 fn a_run_killed_fifty_times_resumes_to_the_same_bytes() {
     let place = Place::new();
-    let whole = whole_run(&place, &["total_steps=100000"]);
-    let kills = run_with_kills(&place, "killed", &["total_steps=100000"], whole, 99, 50);
+    let whole = whole_run(&place, TINY, &["total_steps=100000"]);
+    let kills = run_with_kills(&place, TINY, "killed", &["total_steps=100000"], whole, 99, 50);
     assert_equal_runs(&place, "whole", "killed");
     assert!(kills >= 40, "only {kills} of 50 kills hit a living process");
 }

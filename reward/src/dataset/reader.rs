@@ -68,6 +68,20 @@ impl Shape {
 }
 
 /// A preference file: where it is, how it is read, what it holds. Cheap to clone.
+///
+/// ```
+/// use steadfast_reward::dataset::{PreferenceFile, ReadOptions, Row};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("pairs.jsonl");
+/// std::fs::write(&path, r#"{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}"#)?;
+/// let file = PreferenceFile::open(&path, &ReadOptions::default())?;
+/// for row in file.rows()? {
+///     let (line, Row::Texts(preference)) = row? else { panic!("the pairs are texts") };
+///     assert_eq!((line, preference.id.as_str()), (1, "1"));
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PreferenceFile {
     path: Arc<PathBuf>,
@@ -179,8 +193,8 @@ impl PreferenceFile {
         self.parse_any_line(line, bytes).and_then(|entry| self.check_shape(entry))
     }
 
-    /// Reads the whole file in constant memory per row save 50 bytes for each pair, hands every usable row with its line to
-    /// `visit`, and returns what was found.
+    /// Reads the whole file, hands every usable row with its line to `visit`, and returns what was found. Takes about 50
+    /// bytes of memory for each pair.
     ///
     /// # Errors
     /// As [`Tally::admit`] and [`Tally::finish`]; errors of `visit` are passed on.
