@@ -72,13 +72,13 @@ impl AuditConfig {
         block.rng().shuffle(&mut folds);
         folds[row % self.folds]
     }
+}
 
-    /// Checks that every fold has a pair.
-    fn check_folds(&self, n_labelled: usize) -> Result<()> {
-        let most = n_labelled.max(1);
-        require(n_labelled >= 2, "pairs", "at least 2 labelled pairs", n_labelled)?;
-        require(self.folds <= most, "folds", &format!("at most {most}, the number of labelled pairs"), self.folds)
-    }
+/// Checks that there is something to learn from and something to judge. More folds than pairs do no harm: each pair then has
+/// a fold of its own.
+fn check_labelled(pairs: &[AuditedPair]) -> Result<()> {
+    let n = pairs.iter().filter(|p| !p.equal).count();
+    require(n >= 2, "pairs", "at least 2 with a label", n)
 }
 
 /// A pair as the audit sees it.

@@ -21,7 +21,7 @@ const MOST_CHOICES: usize = 64;
 ///
 /// # Errors
 /// Those of the file and the fits; [`RewardError::Data`] for pairs of texts and for segments that cannot be compared;
-/// [`RewardError::Config`] for fewer than two labelled pairs or fewer than there are folds.
+/// [`RewardError::Config`] for fewer than two labelled pairs.
 pub fn audit_segments(
     config: &AuditConfig,
     model: &MlpRewardConfig,
@@ -39,7 +39,7 @@ pub fn audit_segments(
         preferences.push(preference);
         Ok(())
     })?;
-    config.check_folds(pairs.iter().filter(|p| !p.equal).count())?;
+    super::check_labelled(&pairs)?;
     let spec = spec_of(&preferences)?;
     spec.check_pairs(&preferences)?;
 

@@ -135,7 +135,7 @@ where
         for pass in 1..=self.config.epochs + 1 {
             self.pass(pass, &mut kept, progress)?;
             if pass == 1 {
-                self.config.check_folds(kept.pairs.iter().filter(|p| !p.equal).count())?;
+                super::check_labelled(&kept.pairs)?;
             } else {
                 let report = self.report(pass - 1, &kept);
                 reports.push(report);
