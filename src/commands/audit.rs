@@ -41,7 +41,11 @@ pub fn run(arguments: &AuditArgs) -> Result<()> {
     info!(file = %file.path().display(), kind = %file.kind(), loss = loss.name(), folds = config.folds, "auditing");
     let threads = arguments.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Failure::caused("cannot start the threads", e))?;
-    let audit = pool.install(|| judge(&config, &file)).map_err(|e| failed(e, &arguments.file))?;
+    let audit = pool.install(|| judge(&config, &file)).map_err(|e| {
+        // Made above and still empty, unless it was there before.
+        let _ = std::fs::remove_dir(&directory);
+        failed(e, &arguments.file)
+    })?;
 
     audit.report.warnings().iter().for_each(|warning| warn!("{warning}"));
     let summary = Summary::new(&file, &config, &audit);
@@ -125,9 +129,9 @@ fn loss(arguments: &AuditArgs) -> Result<LossConfig> {
 fn failed(error: RewardError, path: &std::path::Path) -> Failure {
     match &error {
         RewardError::Row { .. } => Failure::run_with_help(error.to_string(), "mend the row, or leave out such rows with --skip-bad-rows"),
-        RewardError::Config { field, expected, got } if field == "pairs" => Failure::usage(
-            format!("{} has {got} labelled pairs, but an audit compares them: give {expected}", path.display()),
-            "give a larger file",
+        RewardError::Config { field, got, .. } if field == "pairs" => Failure::usage(
+            format!("an audit learns from some labels to judge others, but {} has {got}", path.display()),
+            "give a file with 2 labelled pairs at least; some hundreds are needed to find anything",
         ),
         RewardError::Config { .. } => Failure::usage(error.to_string(), "see `steadfast audit --help`"),
         RewardError::File { .. } | RewardError::Content { .. } => {
