@@ -41,6 +41,8 @@ pub enum Command {
     Plot(PlotArgs),
     /// Write labelled pairs of trajectory segments of runs, with wrong labels if asked for
     Preferences(PreferencesArgs),
+    /// Rank the pairs of a preference file by how likely their label is wrong
+    Audit(AuditArgs),
     /// List, show or copy the recipes that come with the program
     #[command(subcommand)]
     Recipe(RecipeCommand),
@@ -273,6 +275,59 @@ pub struct PreferencesArgs {
     /// Leave the untrained policy out
     #[arg(long)]
     pub trained_only: bool,
+}
+
+/// Arguments of `audit`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast audit pairs.jsonl                          into pairs-audit/
+  steadfast audit pairs.parquet -o suspects --skip-bad-rows
+  steadfast audit pairs.jsonl --lambda 0.9 --folds 10 --force
+  steadfast audit pairs.jsonl --loss '{ label_smoothing = { epsilon = 0.2 } }'
+
+FILE is JSONL or Parquet with `chosen`, `rejected` and optionally `prompt` (texts or conversations),
+or with pairs of trajectory segments as `steadfast preferences` writes them.
+
+A pair is judged by models that have not seen its label: linear in words, marks and length for
+texts, small networks for segments. The lower its margin, the likelier the chosen one should have
+been rejected. If the file says which labels are wrong (`flipped`), the audit measures how many of
+them it finds; no model sees that column.
+
+Into DIR go audit.csv (all labelled pairs, the most suspicious first), summary.json, and a picture:
+precision and recall where the truth is known, else the margins. `steadfast list losses` shows the
+losses.")]
+pub struct AuditArgs {
+    /// Preference file, JSONL or Parquet
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Directory to write; beside FILE and called NAME-audit if not given. Must not exist or be empty
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Write into a directory that is not empty
+    #[arg(long)]
+    pub force: bool,
+    /// Leave out rows that cannot be used, instead of stopping at the first
+    #[arg(long)]
+    pub skip_bad_rows: bool,
+    /// Loss of the models: a name, or an inline TOML table with its settings
+    #[arg(long, value_name = "NAME|TABLE", default_value = "r3m")]
+    pub loss: String,
+    /// R3M's price of explaining a label away; 0.75 if not given
+    #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true)]
+    pub lambda: Option<f64>,
+    /// Parts of the pairs, each judged by a model that learns from the others; with 1, a model judges what it has seen
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub folds: u16,
+    /// Most passes of learning; 4 for texts and 10 for segments if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub epochs: Option<u32>,
+    /// Seed of the folds and of the networks
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// Worker threads; one per core if not given. The result does not depend on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 }
 
 /// Kinds of pictures.

@@ -183,3 +183,46 @@ impl CellLine {
         }
     }
 }
+
+/// How far something is that reads the same things several times: a bar on a terminal, a line now and then elsewhere.
+#[derive(Debug)]
+pub struct PassLine {
+    bar: Option<indicatif::ProgressBar>,
+    last_line: std::time::Instant,
+    passes: usize,
+    unit: String,
+}
+
+impl PassLine {
+    /// Progress through `passes` passes at most, each counted in `unit`.
+    pub fn new(passes: usize, unit: &str) -> Self {
+        let bar = is_interactive().then(|| {
+            let bar = bars().add(indicatif::ProgressBar::no_length());
+            bar.set_style(indicatif::ProgressStyle::with_template("{spinner} {msg}").expect("the template is valid"));
+            bar
+        });
+        Self { bar, last_line: std::time::Instant::now(), passes, unit: unit.to_string() }
+    }
+
+    /// Shows that pass `pass` (from 1) has done so much.
+    pub fn show(&mut self, pass: usize, done: u64) {
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(format!("pass {pass} of at most {}: {done} {}", self.passes, self.unit));
+                bar.tick();
+            }
+            None if self.last_line.elapsed().as_secs() >= LINE_SECONDS => {
+                self.last_line = std::time::Instant::now();
+                tracing::info!(pass, at_most = self.passes, done, unit = self.unit, "auditing");
+            }
+            None => {}
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

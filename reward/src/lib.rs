@@ -4,6 +4,7 @@
 //! files ([`dataset`]), their labels may be corrupted on purpose, a reward model ([`model`]) is fitted to them with one of
 //! the losses of [`margin`], and enters the rollout engine as a [`steadfast_envs::RewardFn`].
 
+pub mod audit;
 pub mod config;
 pub mod dataset;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod metrics;
 pub mod model;
 pub mod preference;
 pub mod r3m;
+pub mod testing;
 
 pub use config::{RewardConfig, Ties};
 pub use dataset::NoiseConfig;

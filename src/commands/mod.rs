@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod audit;
 mod config;
 mod eval;
 mod list;
@@ -30,6 +31,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::SweepCell { run }) => sweep::cell(run),
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Preferences(arguments)) => preferences::run(&arguments),
+        Some(Command::Audit(arguments)) => audit::run(&arguments),
         Some(Command::Recipe(command)) => recipe::run(&command),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::List(arguments)) => list::run(&arguments),

@@ -2,6 +2,8 @@
 
 pub mod curve;
 pub mod figure;
+pub mod margins;
+pub mod precision_recall;
 pub mod robustness;
 pub mod stats;
 pub mod style;

@@ -17,6 +17,7 @@
 //! ```
 
 pub mod arrays;
+pub mod audit;
 pub mod checkpoint;
 pub mod directory;
 pub mod log;

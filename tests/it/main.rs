@@ -1,6 +1,7 @@
 //! Runs the command itself.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod audit;
 mod command;
 mod errors;
 mod output;

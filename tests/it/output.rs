@@ -14,6 +14,7 @@ fn help_texts() {
         ("help_preferences", &["preferences", "--help"]),
         ("help_recipe", &["recipe", "--help"]),
         ("help_config", &["config", "--help"]),
+        ("help_audit", &["audit", "--help"]),
         ("help_list", &["list", "--help"]),
     ] {
         insta::assert_snapshot!(name, place.succeed(arguments).out);

@@ -1,5 +1,6 @@
 //! What learns a reward from preferences.
 
+pub mod hashed_text;
 pub mod mlp;
 pub mod segment_input;
 
@@ -8,6 +9,7 @@ use steadfast_agents::StateDict;
 use crate::error::Result;
 use crate::margin::LossValue;
 
+pub use hashed_text::{HashedTextConfig, HashedTextReward};
 pub use mlp::{MlpReward, MlpRewardConfig, RewardInputs};
 pub use segment_input::{ActionKind, SegmentSpec};
 
