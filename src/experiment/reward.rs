@@ -84,11 +84,7 @@ impl<'a> RewardLearning<'a> {
         let stage = self.seeds.index(self.stage as u64);
         let first = (self.pairs.len(), self.test_pairs.len());
         match &self.reward.file {
-            Some(path) => {
-                self.pairs = read_segments(path, &ReadOptions::default())?;
-                let report = self.reward.noise.corrupt(&mut self.pairs, stage.child("noise")).map_err(failed)?;
-                info!(file = %path.display(), pairs = report.pairs, wrong = short(report.rate), equal = report.equal, "read");
-            }
+            Some(path) => self.pairs = read_segments(path, &ReadOptions::default())?,
             None => {
                 let (pairs, scale) = self.compare(learner, step, self.reward.segments, self.reward.pairs, "", stage.child("pairs"))?;
                 let (mut labelled, report) = self.reward.noise.label(pairs, scale.as_ref(), stage.child("noise")).map_err(failed)?;

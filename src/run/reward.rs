@@ -69,7 +69,10 @@ impl StageRow {
     pub fn values(&self) -> Vec<(String, f64)> {
         let Ok(serde_json::Value::Object(map)) = serde_json::to_value(self) else { return Vec::new() };
         let is_metric = |name: &str| name != "step";
-        map.into_iter().filter(|(name, _)| is_metric(name)).filter_map(|(name, value)| Some((format!("reward/{name}"), value.as_f64()?))).collect()
+        map.into_iter()
+            .filter(|(name, _)| is_metric(name))
+            .filter_map(|(name, value)| Some((format!("reward/{name}"), value.as_f64()?)))
+            .collect()
     }
 }
 
