@@ -198,7 +198,7 @@ pub fn fit<P>(
         margins = run.adjusted_margins(model, &split.train, selected_epoch)?;
     }
     // Accuracies are about the reward alone, without a pair's own margin.
-    let raw: Vec<f32> = split.train.iter().zip(&margins).map(|(p, d)| d + p.margin.unwrap_or(0.0)).collect();
+    let raw = run.margins(model, &split.train, selected_epoch)?;
     let train_accuracy = score(&split.train, &raw, |p| (!p.equal).then_some(true)).accuracy;
     let pairs: Vec<PairReport> = split
         .train

@@ -76,7 +76,7 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
         Ok(all)
     })?;
     let pairs = reward::pair_up(&collection.segments, arguments.pairs as usize, steps, "", seeds)?;
-    let scale = reward::return_scale(&collection);
+    let scale = reward::return_scale(&collection, spec.horizon);
     let (labelled, report) =
         noise.label(pairs, scale.as_ref(), seeds.child("noise")).map_err(|e| Failure::caused("the pairs cannot be labelled", e))?;
     labelled.into_iter().try_for_each(|preference| writer.write(&Row::Segments(preference))).map_err(cannot_write)?;

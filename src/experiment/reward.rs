@@ -37,6 +37,8 @@ pub struct RewardLearning<'a> {
     /// Fits so far.
     stage: usize,
     environment_steps: u64,
+    horizon: usize,
+    return_scale: Option<ReturnScale>,
 }
 
 impl<'a> RewardLearning<'a> {
@@ -59,6 +61,8 @@ impl<'a> RewardLearning<'a> {
             action_space: action_space.ok_or_else(|| Failure::run("a world without agents has no reward to learn"))?,
             stage: 0,
             environment_steps: 0,
+            horizon: spec.horizon,
+            return_scale: None,
         })
     }
 
@@ -143,7 +147,9 @@ impl<'a> RewardLearning<'a> {
         let collection = collect(self.config, learner, n_segments, self.reward.segment_steps, &format!("step {step}"), seeds)?;
         self.environment_steps += collection.env_steps as u64;
         let pairs = pair_up(&collection.segments, n_pairs, self.reward.segment_steps, &format!("{prefix}{}-", self.stage + 1), seeds)?;
-        Ok((pairs, return_scale(&collection)))
+        // Where no episode ended this time, the returns of earlier ones are the best guess.
+        self.return_scale = return_scale(&collection, self.horizon).or(self.return_scale);
+        Ok((pairs, self.return_scale))
     }
 
     fn row(&mut self, report: &FitReport, step: u64) -> Result<StageRow> {
@@ -209,6 +215,8 @@ impl<'a> RewardLearning<'a> {
         let mut state = self.model.state();
         state.put_u64("stage", &[self.stage as u64]);
         state.put_u64("environment_steps", &[self.environment_steps]);
+        let scale: Vec<f64> = self.return_scale.iter().flat_map(|s| [s.average_return, s.episode_steps]).collect();
+        state.put_u64("return_scale", &scale.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
         state
     }
 
@@ -223,6 +231,12 @@ impl<'a> RewardLearning<'a> {
         let unfit = |e: steadfast_agents::AgentError| Failure::caused("the saved reward does not fit", e);
         self.stage = state.counter("stage").map_err(unfit)? as usize;
         self.environment_steps = state.counter("environment_steps").map_err(unfit)?;
+        self.return_scale = match state.u64("return_scale").map_err(unfit)? {
+            [average_return, steps] => {
+                Some(ReturnScale { average_return: f64::from_bits(*average_return), episode_steps: f64::from_bits(*steps) })
+            }
+            _ => None,
+        };
         self.model.load_state(state).map_err(failed)?;
         for (name, pairs) in [(PAIRS, &mut self.pairs), (TEST_PAIRS, &mut self.test_pairs)] {
             let path = run.file(name);
@@ -267,9 +281,8 @@ pub fn collect(
 }
 
 /// What the shares of B-Pref's annotator refer to, if an episode ended while segments were collected.
-pub fn return_scale(collection: &CollectedSegments) -> Option<ReturnScale> {
-    let (average_return, episode_steps) = (collection.return_mean?, collection.length_mean?);
-    Some(ReturnScale { average_return, episode_steps })
+pub fn return_scale(collection: &CollectedSegments, horizon: usize) -> Option<ReturnScale> {
+    Some(ReturnScale { average_return: collection.return_mean?, episode_steps: horizon as f64 })
 }
 
 /// Pairs of different segments, not yet labelled; their names are `prefix` and a number. Segments that happen to be the
