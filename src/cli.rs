@@ -195,10 +195,10 @@ const SWEEP_HELP: &str = r#"A sweep file:
   [compare]                          # differences, paired by seed
   axis = "method"
   to = "cross_entropy"
-  [select]                           # adds `r3m selected`, the best setting of each seed, of
-  axis = "method"                    # labels that agree up to the first space
-  by = "reward_validation_accuracy"  # the column to choose by: not one that is reported, which
-  best = "highest"                   # would look better than it is; or "lowest"
+  [select]                           # adds `r3m selected`, the best setting of each seed, of labels
+  axis = "method"                    # that agree up to the first space; chosen by a column that is
+  by = "reward_validation_accuracy"  # itself reported, it would look better than it is
+  best = "highest"                   # or "lowest"
   [normalise]                        # adds return_agent_mean_normalised: 0 for return_first,
   axis = "method"                    # the return before training, 1 for these cells
   value = "true_reward"

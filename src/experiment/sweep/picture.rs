@@ -189,6 +189,6 @@ mod tests {
         check(&few.config, &cells(&few).unwrap()).unwrap();
         let many = sweep(&text(60));
         let message = check(&many.config, &cells(&many).unwrap()).unwrap_err().render(false, 100);
-        assert!(message.contains("the picture `outcome` cannot be drawn") && message.contains("20 million"), "{message}");
+        assert!(message.contains("the picture `outcome` cannot be drawn") && message.contains("pixels large"), "{message}");
     }
 }
