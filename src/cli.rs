@@ -246,10 +246,10 @@ Examples:
   steadfast preferences runs/pendulum-* -o pairs.parquet --pairs 4000 --segment-steps 50
   steadfast preferences RUN -o wrong.jsonl --noise '{ irrational = { exponent = 0.33 } }'
   steadfast audit wrong.jsonl
-  steadfast train pendulum-r3m reward.file=wrong.jsonl reward.stages=1
+  steadfast train pendulum-r3m reward.file=wrong.jsonl reward.noise=none reward.stages=1
 
-Segments are drawn in equal parts from the untrained policy and from every checkpoint of every run; each says which
-policy it is from. `steadfast list noise` shows the annotators.")]
+Segments come in equal parts from the untrained policy and from every checkpoint that a run has kept; each
+says which policy it is from. `steadfast list noise` shows the annotators.")]
 pub struct PreferencesArgs {
     /// Run directories of one environment
     #[arg(required = true, value_name = "RUN")]

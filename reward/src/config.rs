@@ -32,7 +32,8 @@ pub enum Ties {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RewardConfig {
-    /// Preference file (JSONL or Parquet) whose segment pairs are used instead of collected ones; `stages` must be 1.
+    /// Preference file (JSONL or Parquet) whose segment pairs are used instead of collected ones; `stages` must be 1, and
+    /// `pairs`, `segments` and `ties` mean nothing then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     /// Times that pairs are collected and the reward is fitted, evenly over the run, the first before training; 1 to 10000.
@@ -46,7 +47,7 @@ pub struct RewardConfig {
     pub segment_steps: usize,
     /// Pairs per stage with true labels, of other segments, at least 0. Nothing is learned from them: they measure.
     pub test_pairs: usize,
-    /// Who labels, and with what errors, one of `[reward.noise.NAME]`. Labels in a `file` are left as they are.
+    /// Who labels, and with what errors, one of `[reward.noise.NAME]`; `none` where a `file` has the labels.
     pub noise: NoiseConfig,
     /// What the annotator says about segments of exactly equal true return: `random`, `equal` or `drop`.
     pub ties: Ties,
@@ -88,6 +89,8 @@ impl RewardConfig {
         require((1..=10_000).contains(&self.stages), "stages", "between 1 and 10000", self.stages)?;
         let is_one = self.file.is_none() || self.stages == 1;
         require(is_one, "stages", "1 where `file` gives the pairs", self.stages)?;
+        let is_left_alone = self.file.is_none() || matches!(self.noise, NoiseConfig::None(_));
+        require(is_left_alone, "noise", "`none` where `file` gives the labels, which are used as they are", self.noise.name())?;
         require((1..=10_000_000).contains(&self.pairs), "pairs", "between 1 and 10000000", self.pairs)?;
         require((2..=10_000_000).contains(&self.segments), "segments", "between 2 and 10000000", self.segments)?;
         require((1..=100_000).contains(&self.segment_steps), "segment_steps", "between 1 and 100000", self.segment_steps)?;

@@ -125,6 +125,8 @@ pub struct FitReport {
     pub epochs: Vec<EpochReport>,
     /// The pass whose parameters were kept, from 1.
     pub selected_epoch: usize,
+    /// Accuracy on the training pairs under the kept parameters, labels as given; equal ones do not count.
+    pub train_accuracy: Option<f64>,
     /// The training pairs at the end, in their order, also those that a loss left out; held-out pairs are not among them.
     pub pairs: Vec<PairReport>,
     /// How well wrong labels were found among those whose truth is known; nothing if that is none or all are alike.
@@ -177,8 +179,8 @@ pub fn fit<P>(
     model.prepare(&split.train.iter().map(|p| &p.pair).collect::<Vec<_>>())?;
     let mut run = Run {
         loss: margin_loss,
-        // The largest weight of a pair: λ, or 1 where that is cross-entropy.
-        largest_slope: if let LossConfig::R3m(r3m) = loss { Some(r3m.lambda.min(1.0)) } else { None },
+        // The largest weight of a pair. With λ = 1 the loss is cross-entropy, and reports what that reports.
+        largest_slope: if let LossConfig::R3m(r3m) = loss { Some(r3m.lambda).filter(|&lambda| lambda < 1.0) } else { None },
         config,
         seeds,
         validation: split.validation,
@@ -195,6 +197,9 @@ pub fn fit<P>(
         selected_epoch = run.passes(model, &kept)?;
         margins = run.adjusted_margins(model, &split.train, selected_epoch)?;
     }
+    // Accuracies are about the reward alone, without a pair's own margin.
+    let raw = run.margins(model, &split.train, selected_epoch)?;
+    let train_accuracy = score(&split.train, &raw, |p| (!p.equal).then_some(true)).accuracy;
     let pairs: Vec<PairReport> = split
         .train
         .iter()
@@ -209,7 +214,7 @@ pub fn fit<P>(
     let column = |f: fn(&PairReport) -> f32| known.iter().map(|(report, _)| f(report)).collect::<Vec<_>>();
     let flipped: Vec<bool> = known.iter().map(|k| k.1).collect();
     let detection = detect(&column(|r| r.margin), &column(|r| r.delta), &flipped);
-    Ok(FitReport { epochs: run.epochs, selected_epoch, pairs, detection })
+    Ok(FitReport { epochs: run.epochs, selected_epoch, train_accuracy, pairs, detection })
 }
 
 /// Which of the pairs are trained on.
@@ -222,7 +227,10 @@ impl<'a, P> Split<'a, P> {
     fn draw(data: &'a [Preference<P>], config: &FitConfig, seeds: SeedTree) -> Result<Self> {
         let n = (config.validation_fraction * data.len() as f64).round() as usize;
         if n >= data.len() {
-            let reason = format!("{} pairs, of which {n} are held out, leave none to train on", data.len());
+            let reason = format!(
+                "{} pairs, of which {n} are held out, leave none to train on; collect more, or ones that an annotator can tell apart",
+                data.len()
+            );
             return Err(RewardError::Data(reason));
         }
         let mut order: Vec<usize> = (0..data.len()).collect();
@@ -239,7 +247,8 @@ impl<'a, P> Split<'a, P> {
         };
         if !usable {
             let what = if config.selection == Selection::Oracle { "a known truth" } else { "a preference" };
-            return Err(RewardError::Data(format!("none of the {n} held-out pairs has {what} to select a pass by")));
+            let remedy = "more pairs or a larger `validation_fraction` help, or `selection = \"fixed\"`";
+            return Err(RewardError::Data(format!("none of the {n} held-out pairs has {what} to select a pass by; {remedy}")));
         }
         Ok(split)
     }

@@ -180,6 +180,11 @@ impl LossConfig {
         }
     }
 
+    /// True if the loss has an outlier value δ per pair: R3M, unless its λ makes it cross-entropy.
+    pub fn has_outliers(&self) -> bool {
+        matches!(self, Self::R3m(config) if config.lambda < 1.0)
+    }
+
     /// The loss of a margin. That of `trimmed` and `filtered` is cross-entropy; what they leave out is decided by
     /// [`MarginLoss::batch`] and by [`fit`](mod@crate::fit).
     ///

@@ -374,6 +374,9 @@ fn labels_of_texts_are_corrupted_in_place() {
         let was_exchanged = now.pair.chosen == before.pair.rejected;
         assert_eq!(now.truth.flipped, Some(was_exchanged));
     }
+    let mut untouched = without_gold.clone();
+    NONE.corrupt(&mut untouched, SeedTree::new(1)).unwrap();
+    assert_eq!(untouched, without_gold);
     // A second corruption is drawn on top: what was known about the label is turned with it.
     let certain = NoiseConfig::Uniform(UniformNoiseConfig { rate: 1.0 });
     let twice = certain.corrupt(&mut preferences, SeedTree::new(2)).unwrap();

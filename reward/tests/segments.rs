@@ -229,6 +229,10 @@ fn pairs_are_of_different_segments_and_none_comes_twice() {
         assert_ne!(drawn, pairs(&segments, n, SeedTree::new(1000)).unwrap());
     }
     // Both orders occur.
+    // Up to half as many pairs as segments share none.
+    let mut once: Vec<usize> = pairs(&segments, 5, SeedTree::new(4)).unwrap().into_iter().flat_map(|(a, b)| [a, b]).collect();
+    once.sort_unstable();
+    assert_eq!(once, (0..10).collect::<Vec<_>>());
     let drawn = pairs(&segments, 45, SeedTree::new(0)).unwrap();
     assert!(drawn.iter().any(|p| p.0 < p.1) && drawn.iter().any(|p| p.0 > p.1));
     // More than there are: all of them before one comes again.

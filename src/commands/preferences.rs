@@ -19,7 +19,10 @@ use crate::run::directory::RunDirectory;
 /// Lets the policies of runs act, and writes labelled pairs of segments of what they did.
 pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     let noise: NoiseConfig = arguments.noise.as_deref().map_or_else(|| Ok(NoiseConfig::default()), |text| inline("--noise", text))?;
-    noise.validate().map_err(|e| usage(&e, "`steadfast list noise` shows the annotators, `steadfast config defaults` their settings"))?;
+    noise.validate().map_err(|e| {
+        let message = format!("in --noise, `{}`: {e}", noise.name());
+        Failure::usage(message, "`steadfast list noise` shows the annotators, `steadfast config defaults` their settings")
+    })?;
     let output = &arguments.output;
     if output.exists() {
         return Err(Failure::usage(format!("{} exists", output.display()), "choose another --output, or remove it first"));
@@ -27,6 +30,10 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     if !output.extension().is_some_and(|extension| extension == "jsonl" || extension == "parquet") {
         return Err(Failure::usage(format!("cannot tell the format from the name {}", output.display()), "end it in .jsonl or .parquet"));
     }
+
+    let cannot_write = |e: RewardError| Failure::run_with_help(e.to_string(), "choose another --output");
+    // Before anything slow: nothing stays of it under its own name until all is written.
+    let mut writer = PreferenceWriter::create(output).map_err(cannot_write)?;
 
     let mut runs = Vec::new();
     for path in &arguments.runs {
@@ -69,15 +76,11 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
         Ok(all)
     })?;
     let pairs = reward::pair_up(&collection.segments, arguments.pairs as usize, steps, "", seeds)?;
-    let scale = reward::return_scale(&collection);
+    let scale = reward::return_scale(&collection, spec.horizon);
     let (labelled, report) =
         noise.label(pairs, scale.as_ref(), seeds.child("noise")).map_err(|e| Failure::caused("the pairs cannot be labelled", e))?;
-    let write = || {
-        let mut writer = PreferenceWriter::create(output)?;
-        labelled.into_iter().try_for_each(|preference| writer.write(&Row::Segments(preference)))?;
-        writer.finish()
-    };
-    write().map_err(|e| Failure::caused("the pairs cannot be written", e))?;
+    labelled.into_iter().try_for_each(|preference| writer.write(&Row::Segments(preference))).map_err(cannot_write)?;
+    writer.finish().map_err(cannot_write)?;
     print(&format!(
         "{}: {} pairs of {} segments from {} policies; {} wrong labels ({:.1} %), {} equal, {} skipped, {} without a truth\n",
         output.display(),

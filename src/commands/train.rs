@@ -86,6 +86,11 @@ fn conclude(run: &RunDirectory, config: &ExperimentConfig, rows: &[EvalRow]) -> 
     }
     let text = serde_json::to_string_pretty(&summary).map_err(|e| Failure::caused("cannot write summary.json", e))?;
     write_whole(&run.file("summary.json"), format!("{text}\n").as_bytes())?;
+    // They served to measure and to resume; what was learned from stays.
+    let path = run.file(reward::TEST_PAIRS);
+    if path.exists() {
+        std::fs::remove_file(&path).map_err(|e| Failure::file("remove", &path, e))?;
+    }
     let mut answer = results_table(rows);
     answer.push('\n');
     for picture in pictures {

@@ -1,10 +1,12 @@
 //! Every check that the types cannot express, in one place, before anything slow starts.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use steadfast_agents::algorithms::ppo::Sharing;
 use steadfast_agents::{AgentConfig, AgentError};
 use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed};
+use steadfast_reward::dataset::{PreferenceFile, ReadOptions};
 use steadfast_reward::{RewardError, SegmentSpec};
 
 use super::ExperimentConfig;
@@ -86,8 +88,12 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     if let Some(reward) = &c.reward {
         let fail = |e: RewardError| Misfit::from_reward("reward", &e);
         reward.validate().map_err(fail)?;
-        SegmentSpec::of(&spec).map_err(fail)?;
+        let segment = SegmentSpec::of(&spec).map_err(fail)?;
         let at_most = format!("at most {}, the steps of an episode", spec.horizon);
+        if let Some(path) = &reward.file {
+            fits_file(path, segment)
+                .map_err(|reason| Misfit::at("reward.file", Problem::new(format!("`reward.file`: {reason}"), "does not fit")))?;
+        }
         check(reward.segment_steps <= spec.horizon, "reward.segment_steps", &at_most, reward.segment_steps)?;
     }
     fits_memory(c, &spec)?;
@@ -116,6 +122,27 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
         }
     }
     Ok(())
+}
+
+/// Opens a preference file and compares its first row with what the world gives.
+fn fits_file(path: &Path, segment: SegmentSpec) -> Result<(), String> {
+    let file = PreferenceFile::open(path, &ReadOptions::default()).map_err(|e| e.to_string())?;
+    let expected = (segment.observation_width, segment.action.width());
+    match file.segment_widths() {
+        None => Err(format!(
+            "{} compares texts, but control tasks need trajectory segments, as `steadfast preferences RUN -o FILE` writes them",
+            path.display()
+        )),
+        Some(found) if found != expected => Err(format!(
+            "steps in {} have {} observed numbers and {} of action, the world's have {} and {}",
+            path.display(),
+            found.0,
+            found.1,
+            expected.0,
+            expected.1
+        )),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Most samples (one agent at one time) of a rollout.

@@ -169,6 +169,7 @@ impl<'a> Training<'a> {
         let mut interval = (Instant::now(), self.step);
         if total == 0 {
             self.learn_reward()?;
+            self.save()?;
         }
         while self.step < total {
             self.learn_reward()?;

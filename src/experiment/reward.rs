@@ -37,6 +37,8 @@ pub struct RewardLearning<'a> {
     /// Fits so far.
     stage: usize,
     environment_steps: u64,
+    horizon: usize,
+    return_scale: Option<ReturnScale>,
 }
 
 impl<'a> RewardLearning<'a> {
@@ -59,6 +61,8 @@ impl<'a> RewardLearning<'a> {
             action_space: action_space.ok_or_else(|| Failure::run("a world without agents has no reward to learn"))?,
             stage: 0,
             environment_steps: 0,
+            horizon: spec.horizon,
+            return_scale: None,
         })
     }
 
@@ -84,9 +88,9 @@ impl<'a> RewardLearning<'a> {
         let stage = self.seeds.index(self.stage as u64);
         let first = (self.pairs.len(), self.test_pairs.len());
         match &self.reward.file {
-            Some(path) => self.pairs = read_segments(path)?,
+            Some(path) => self.pairs = read_segments(path, &ReadOptions::default())?,
             None => {
-                let (pairs, scale) = self.compare(learner, step, self.reward.segments, self.reward.pairs, stage.child("pairs"))?;
+                let (pairs, scale) = self.compare(learner, step, self.reward.segments, self.reward.pairs, "", stage.child("pairs"))?;
                 let (mut labelled, report) = self.reward.noise.label(pairs, scale.as_ref(), stage.child("noise")).map_err(failed)?;
                 info!(
                     stage = self.stage + 1,
@@ -108,7 +112,7 @@ impl<'a> RewardLearning<'a> {
         }
         if self.reward.test_pairs > 0 {
             let n = self.reward.test_pairs;
-            let (pairs, _) = self.compare(learner, step, n.max(2), n, stage.child("test"))?;
+            let (pairs, _) = self.compare(learner, step, n.max(2), n, "test-", stage.child("test"))?;
             let (labelled, _) = NoiseConfig::default().label(pairs, None, stage.child("test")).map_err(failed)?;
             // What has no true order cannot measure anything.
             self.test_pairs.extend(labelled.into_iter().filter(|p| p.truth.flipped == Some(false)));
@@ -137,19 +141,22 @@ impl<'a> RewardLearning<'a> {
         step: u64,
         n_segments: usize,
         n_pairs: usize,
+        prefix: &str,
         seeds: SeedTree,
     ) -> Result<(Vec<UnlabelledPair<SegmentPair>>, Option<ReturnScale>)> {
         let collection = collect(self.config, learner, n_segments, self.reward.segment_steps, &format!("step {step}"), seeds)?;
         self.environment_steps += collection.env_steps as u64;
-        let pairs = pair_up(&collection.segments, n_pairs, self.reward.segment_steps, &format!("{}-", self.stage + 1), seeds)?;
-        Ok((pairs, return_scale(&collection)))
+        let pairs = pair_up(&collection.segments, n_pairs, self.reward.segment_steps, &format!("{prefix}{}-", self.stage + 1), seeds)?;
+        // Where no episode ended this time, the returns of earlier ones are the best guess.
+        self.return_scale = return_scale(&collection, self.horizon).or(self.return_scale);
+        Ok((pairs, self.return_scale))
     }
 
     fn row(&mut self, report: &FitReport, step: u64) -> Result<StageRow> {
         let kept = report.epochs.get(report.selected_epoch.wrapping_sub(1));
         let last = report.epochs.last();
         let known: Vec<bool> = self.pairs.iter().filter_map(|p| p.truth.flipped).collect();
-        let margins: Vec<f32> = report.pairs.iter().map(|p| p.margin).collect();
+        let has_outliers = self.reward.loss.has_outliers();
         let share = |n: usize, of: usize| (of > 0).then(|| n as f64 / of as f64);
         let outliers = report.pairs.iter().filter(|p| p.delta > 0.0).count();
         let delta: f64 = report.pairs.iter().map(|p| f64::from(p.delta)).sum();
@@ -163,7 +170,7 @@ impl<'a> RewardLearning<'a> {
             selected_epoch: report.selected_epoch,
             loss: last.map_or(f64::NAN, |e| e.loss),
             cross_entropy: last.map_or(f64::NAN, |e| e.cross_entropy),
-            train_accuracy: metrics::accuracy(&margins),
+            train_accuracy: report.train_accuracy,
             validation_accuracy: kept.and_then(|e| e.validation_accuracy),
             validation_cross_entropy: kept.and_then(|e| e.validation_cross_entropy),
             oracle_accuracy: kept.and_then(|e| e.oracle_accuracy),
@@ -171,10 +178,10 @@ impl<'a> RewardLearning<'a> {
             rank_correlation: self.rank_correlation()?,
             auroc: report.detection.map(|d| d.auroc),
             average_precision: report.detection.map(|d| d.average_precision),
-            precision: report.detection.and_then(|d| d.precision),
-            recall: report.detection.map(|d| d.recall),
-            outlier_fraction: share(outliers, report.pairs.len()),
-            delta_mean: (!report.pairs.is_empty()).then(|| delta / report.pairs.len() as f64),
+            precision: report.detection.filter(|_| has_outliers).and_then(|d| d.precision),
+            recall: report.detection.filter(|_| has_outliers).map(|d| d.recall),
+            outlier_fraction: share(outliers, report.pairs.len()).filter(|_| has_outliers),
+            delta_mean: (has_outliers && !report.pairs.is_empty()).then(|| delta / report.pairs.len() as f64),
         })
     }
 
@@ -208,6 +215,8 @@ impl<'a> RewardLearning<'a> {
         let mut state = self.model.state();
         state.put_u64("stage", &[self.stage as u64]);
         state.put_u64("environment_steps", &[self.environment_steps]);
+        let scale: Vec<f64> = self.return_scale.iter().flat_map(|s| [s.average_return, s.episode_steps]).collect();
+        state.put_u64("return_scale", &scale.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
         state
     }
 
@@ -222,11 +231,19 @@ impl<'a> RewardLearning<'a> {
         let unfit = |e: steadfast_agents::AgentError| Failure::caused("the saved reward does not fit", e);
         self.stage = state.counter("stage").map_err(unfit)? as usize;
         self.environment_steps = state.counter("environment_steps").map_err(unfit)?;
+        self.return_scale = match state.u64("return_scale").map_err(unfit)? {
+            [average_return, steps] => {
+                Some(ReturnScale { average_return: f64::from_bits(*average_return), episode_steps: f64::from_bits(*steps) })
+            }
+            _ => None,
+        };
         self.model.load_state(state).map_err(failed)?;
         for (name, pairs) in [(PAIRS, &mut self.pairs), (TEST_PAIRS, &mut self.test_pairs)] {
             let path = run.file(name);
             let is_empty = std::fs::metadata(&path).map_err(|e| Failure::file("read", &path, e))?.len() == 0;
-            *pairs = if is_empty { Vec::new() } else { read_segments(&path)? };
+            // What this run wrote it also reads, however long a line.
+            let options = ReadOptions { max_line_bytes: usize::MAX, ..Default::default() };
+            *pairs = if is_empty { Vec::new() } else { read_segments(&path, &options)? };
         }
         Ok(())
     }
@@ -247,7 +264,7 @@ fn lines(pairs: &[SegmentPreference]) -> Result<Vec<u8>> {
 /// Lets a policy act in fresh worlds, as it acts in training, until there are `n` segments.
 ///
 /// # Errors
-/// [`Failure::Run`] if the worlds or the policy fail, or no segment ever becomes complete.
+/// [`Failure::Run`] if the worlds or the policy fail.
 pub fn collect(
     config: &ExperimentConfig,
     learner: &mut dyn Learner,
@@ -264,12 +281,12 @@ pub fn collect(
 }
 
 /// What the shares of B-Pref's annotator refer to, if an episode ended while segments were collected.
-pub fn return_scale(collection: &CollectedSegments) -> Option<ReturnScale> {
-    let (average_return, episode_steps) = (collection.return_mean?, collection.length_mean?);
-    Some(ReturnScale { average_return, episode_steps })
+pub fn return_scale(collection: &CollectedSegments, horizon: usize) -> Option<ReturnScale> {
+    Some(ReturnScale { average_return: collection.return_mean?, episode_steps: horizon as f64 })
 }
 
-/// Pairs of different segments, not yet labelled; their names are `prefix` and a number.
+/// Pairs of different segments, not yet labelled; their names are `prefix` and a number. Segments that happen to be the
+/// same step by step, as in small worlds, say nothing about a reward: such pairs are left out and counted.
 ///
 /// # Errors
 /// [`Failure::Run`] if there are fewer than two segments or their rewards are not known.
@@ -279,15 +296,20 @@ pub fn pair_up(collected: &[Segment], n: usize, steps: usize, prefix: &str, seed
         let of = |index: usize| collected[index].clone();
         UnlabelledPair::of_segments(format!("{prefix}{}", i + 1), SegmentPair { chosen: of(a), rejected: of(b) }, steps)
     };
-    indices.into_iter().enumerate().map(pair).collect::<Result<_, _>>().map_err(failed)
+    let mut pairs: Vec<_> = indices.into_iter().enumerate().map(pair).collect::<Result<_, _>>().map_err(failed)?;
+    pairs.retain(|p| p.pair.chosen.observations != p.pair.rejected.observations || p.pair.chosen.actions != p.pair.rejected.actions);
+    if pairs.len() < n {
+        info!(pairs = pairs.len(), identical = n - pairs.len(), "left out pairs of identical segments");
+    }
+    Ok(pairs)
 }
 
 /// The segment pairs of a preference file.
 ///
 /// # Errors
 /// [`Failure::Run`] naming file and line of what cannot be used.
-pub fn read_segments(path: &Path) -> Result<Vec<SegmentPreference>> {
-    let file = PreferenceFile::open(path, &ReadOptions::default()).map_err(failed)?;
+pub fn read_segments(path: &Path, options: &ReadOptions) -> Result<Vec<SegmentPreference>> {
+    let file = PreferenceFile::open(path, options).map_err(failed)?;
     let mut pairs = Vec::new();
     for row in file.rows().map_err(failed)? {
         match row.map_err(failed)? {

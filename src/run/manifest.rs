@@ -64,6 +64,7 @@ impl Manifest {
             ("cuda", cfg!(feature = "cuda")),
             ("mujoco", cfg!(feature = "mujoco")),
             ("gym", cfg!(feature = "gym")),
+            ("zstd", cfg!(feature = "zstd")),
         ];
         Self {
             format_version: FORMAT_VERSION,

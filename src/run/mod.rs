@@ -9,7 +9,7 @@
 //!     eval.csv             one line per evaluation
 //!     episodes.csv         one line per evaluation episode
 //!     reward.csv           one line per fit of a learned reward; reward_epochs.csv has its passes
-//!     preferences.jsonl    what the reward was learned from; preferences_test.jsonl measured it
+//!     preferences.jsonl    what the reward was learned from; preferences_test.jsonl, which only measures, goes when the run ends
 //!     tensorboard/         the metrics as TensorBoard events
 //!     checkpoints/step-NNNNNNNNNNNN/   learner.safetensors engine.safetensors progress.json, reward.safetensors if one is learned
 //!     plots/               pictures of the finished run

@@ -14,7 +14,7 @@ pub const STAGES: &str = "reward.csv";
 pub const EPOCHS: &str = "reward_epochs.csv";
 /// The labelled pairs, in the format that `steadfast audit` reads.
 pub const PAIRS: &str = "preferences.jsonl";
-/// Pairs with true labels that nothing was learned from.
+/// Pairs with true labels that nothing was learned from. They stay until the run is finished.
 pub const TEST_PAIRS: &str = "preferences_test.jsonl";
 
 /// One line of `reward.csv`. What is not known is empty.
@@ -68,7 +68,11 @@ impl StageRow {
     /// Names and values of what is known, for logs.
     pub fn values(&self) -> Vec<(String, f64)> {
         let Ok(serde_json::Value::Object(map)) = serde_json::to_value(self) else { return Vec::new() };
-        map.into_iter().filter_map(|(name, value)| Some((format!("reward/{name}"), value.as_f64()?))).collect()
+        let is_metric = |name: &str| name != "step";
+        map.into_iter()
+            .filter(|(name, _)| is_metric(name))
+            .filter_map(|(name, value)| Some((format!("reward/{name}"), value.as_f64()?)))
+            .collect()
     }
 }
 

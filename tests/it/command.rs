@@ -79,15 +79,15 @@ pub fn newest_checkpoint(place: &Place, run: &str) -> String {
 
 /// Compares what must not depend on how a run was executed.
 pub fn assert_equal_runs(place: &Place, a: &str, b: &str) {
-    let learned = ["reward.csv", "preferences.jsonl", "preferences_test.jsonl"];
-    let learned = learned.into_iter().filter(|file| place.path(&format!("{a}/{file}")).exists());
+    let learns_reward = String::from_utf8(place.read(&format!("{a}/config.toml"))).unwrap().contains("[reward]");
+    let learned = ["reward.csv", "reward_epochs.csv", "preferences.jsonl"].into_iter().filter(|_| learns_reward);
     for file in ["metrics.jsonl", "eval.csv", "episodes.csv", "summary.json"].into_iter().chain(learned) {
         let (x, y) = (place.read(&format!("{a}/{file}")), place.read(&format!("{b}/{file}")));
         assert!(!x.is_empty() && x == y, "{file} differs between {a} and {b}");
     }
     let (x, y) = (newest_checkpoint(place, a), newest_checkpoint(place, b));
     assert_eq!(x.rsplit('/').next(), y.rsplit('/').next());
-    let reward = place.path(&format!("{x}/reward.safetensors")).exists().then_some("reward.safetensors");
+    let reward = learns_reward.then_some("reward.safetensors");
     for file in ["learner.safetensors", "engine.safetensors"].into_iter().chain(reward) {
         assert!(place.read(&format!("{x}/{file}")) == place.read(&format!("{y}/{file}")), "{file} differs between {a} and {b}");
     }

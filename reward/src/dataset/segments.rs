@@ -180,7 +180,9 @@ pub fn collect_segments(
     Ok(found)
 }
 
-/// Draws `n` pairs of different segments, as indices in random order. No two segments meet twice before all have met.
+/// Draws `n` pairs of different segments, as indices in random order: round after round, each segment once in a round. So up
+/// to half as many pairs as segments have no segment in common, and held-out pairs then show nothing of the others. No two
+/// segments meet twice before all have met.
 ///
 /// # Errors
 /// [`RewardError::Data`] if there are fewer than two segments, or some that cannot be compared: a segment shorter than the
@@ -198,23 +200,19 @@ pub fn pairs(segments: &[Segment], n: usize, seeds: SeedTree) -> Result<Vec<(usi
     }
     let mut rng = seeds.rng();
     let possible = count * (count - 1) / 2;
-    let mut drawn = Vec::with_capacity(n);
-    if n < possible / 2 {
-        // Few of many: drawing again what was drawn before costs less than listing all.
-        let mut seen = BTreeSet::new();
-        while drawn.len() < n {
-            let (a, b) = (rng.below(count), rng.below(count));
-            if a != b && seen.insert((a.min(b), a.max(b))) {
-                drawn.push((a, b));
+    let mut order: Vec<usize> = (0..count).collect();
+    let (mut drawn, mut seen) = (Vec::with_capacity(n), BTreeSet::new());
+    while drawn.len() < n {
+        rng.shuffle(&mut order);
+        for pair in order.chunks_exact(2).take(n - drawn.len()) {
+            if seen.len() == possible {
+                seen.clear();
+            }
+            // A pair that was drawn before is passed over while there are others.
+            if seen.insert((pair[0].min(pair[1]), pair[0].max(pair[1]))) {
+                drawn.push((pair[0], pair[1]));
             }
         }
-        return Ok(drawn);
-    }
-    let mut all: Vec<(usize, usize)> = (0..count).flat_map(|b| (0..b).map(move |a| (a, b))).collect();
-    while drawn.len() < n {
-        rng.shuffle(&mut all);
-        let wanted = all.len().min(n - drawn.len());
-        drawn.extend(all[..wanted].iter().map(|&(a, b)| if rng.below(2) == 0 { (a, b) } else { (b, a) }));
     }
     Ok(drawn)
 }

@@ -126,7 +126,6 @@ struct Work {
     /// `[row]`: derivatives of the mean loss by the outputs.
     d_output: Vec<f32>,
     gradient: Vec<f32>,
-    sums: Vec<[f64; 2]>,
     trace: Trace,
     forward: Workspace,
 }
@@ -185,35 +184,6 @@ impl MlpReward {
         for member in members {
             member.rewards(config.bounded_output, work);
             out.iter_mut().zip(&work.rewards).for_each(|(sum, reward)| *sum += share * reward);
-        }
-        Ok(())
-    }
-
-    /// Mean and population deviation of the rewards of steps over the ensemble: how much its members agree.
-    ///
-    /// # Errors
-    /// As [`MlpReward::rewards`].
-    ///
-    /// # Panics
-    /// If `mean` and `deviation` have different lengths.
-    pub fn rewards_with_deviation(&mut self, observations: &[f32], actions: &[f32], mean: &mut [f32], deviation: &mut [f32]) -> Result<()> {
-        assert_eq!(mean.len(), deviation.len(), "lengths of mean and deviation");
-        self.encode_steps(observations, actions, mean.len())?;
-        let Self { members, work, config, .. } = self;
-        work.sums.clear();
-        work.sums.resize(mean.len(), [0.0; 2]);
-        let n = members.len() as f64;
-        for member in members {
-            member.rewards(config.bounded_output, work);
-            for (sum, &reward) in work.sums.iter_mut().zip(&work.rewards) {
-                let reward = f64::from(reward);
-                *sum = [sum[0] + reward, sum[1] + reward * reward];
-            }
-        }
-        for ((mean, deviation), [sum, squares]) in mean.iter_mut().zip(deviation).zip(&work.sums) {
-            let average = sum / n;
-            *mean = average as f32;
-            *deviation = (squares / n - average * average).max(0.0).sqrt() as f32;
         }
         Ok(())
     }

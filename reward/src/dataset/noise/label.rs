@@ -140,6 +140,8 @@ impl NoiseConfig {
             let ordered_gaps: Vec<f64> = ordered.iter().map(|&i| gaps[i]).collect();
             ordered.iter().zip(config.flips(&ordered_gaps)).for_each(|(&i, flips)| batch_flips[i] = flips);
         }
+        // Without noise nothing is decided, so nothing becomes known either.
+        let ordered = if matches!(self, Self::None(_)) { Vec::new() } else { ordered };
         for i in ordered {
             let preference = &mut preferences[i];
             let mut rng = pair_branch(&seed, "noise", i).rng();
