@@ -320,7 +320,7 @@ pub struct AuditArgs {
     /// Parts of the pairs, each judged by a model that learns from the others; with 1, a model judges what it has seen
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub folds: u16,
-    /// Most passes of learning; 4 for texts and 10 for segments if not given
+    /// Most passes of learning; 3 for texts and 10 for segments if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub epochs: Option<u32>,
     /// Seed of the folds and of the networks
