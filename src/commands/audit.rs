@@ -145,27 +145,32 @@ fn failed(error: RewardError, path: &std::path::Path) -> Failure {
 fn overview(config: &AuditConfig, audit: &Audit, summary: &Summary<'_>) -> String {
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let how = if config.folds == 1 { "models that have seen them".to_string() } else { format!("models of {} folds", config.folds) };
+    let outliers = match config.loss {
+        LossConfig::R3m(_) => format!(", {} are outliers (δ > 0)", percent(summary.outlier_fraction)),
+        _ => String::new(),
+    };
     let mut text = format!(
-        "{} labelled pairs; {how} agree with {} of the labels (pass {} of {}), {} are outliers\n",
+        "{} labelled pairs; {how} agree with {} of the labels (pass {} of {}){outliers}\n",
         summary.labelled,
         percent(summary.accuracy),
         audit.selected_pass,
         audit.passes.len(),
-        percent(summary.outlier_fraction),
     );
     if !summary.is_informative {
         text.push_str("no better than coin tosses: the ranking means nothing\n");
     }
     if let Some(found) = audit.detection {
-        let precision = found.precision.map_or_else(|| "none".to_string(), percent);
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "{} of the labels are wrong; finding them: AUROC {:.3}, average precision {:.3}; of the outliers {precision} are wrong, {} of all wrong ones",
+            "{} of the labels are wrong; finding them: AUROC {:.3}, average precision {:.3}",
             percent(found.rate),
             found.auroc,
-            found.average_precision,
-            percent(found.recall),
+            found.average_precision
         );
+        if let Some(precision) = found.precision {
+            let _ = write!(text, "; {} of the outliers are wrong, {} of the wrong are outliers", percent(precision), percent(found.recall));
+        }
+        text.push('\n');
     }
     text
 }

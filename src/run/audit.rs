@@ -127,7 +127,7 @@ pub fn write(directory: &Path, audit: &Audit, ranking: &[usize], summary: &Summa
     let folds = if summary.settings.folds == 1 { "in sample".to_string() } else { format!("{} folds", summary.settings.folds) };
     let note = format!(
         "{}, {} labelled pairs, loss {}, {folds}, pass {}",
-        summary.file,
+        Path::new(&summary.file).file_name().unwrap_or_default().display(),
         summary.labelled,
         summary.settings.loss.name(),
         summary.selected_pass

@@ -55,7 +55,7 @@ impl AuditConfig {
     /// Checks the ranges given with the fields.
     ///
     /// # Errors
-    /// [`RewardError::Config`] for the first field out of its range.
+    /// [`crate::RewardError::Config`] for the first field out of its range.
     pub fn validate(&self) -> Result<()> {
         require((1..=100).contains(&self.folds), "folds", "between 1 and 100", self.folds)?;
         require((1..=100_000).contains(&self.epochs), "epochs", "between 1 and 100000", self.epochs)?;

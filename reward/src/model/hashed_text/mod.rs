@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn places_and_signs_are_fixed() {
         let found = encode(&pair("", "a cat", ""));
-        let listed: Vec<(u32, f32)> = found.indices.iter().copied().zip(found.values.iter().map(|x| (x * 1e4).round() / 1e4)).collect();
+        let listed: Vec<(u32, i32)> = found.indices.iter().zip(&found.values).map(|(&i, x)| (i, (x * 1e4).round() as i32)).collect();
         assert_eq!(listed, FIXED);
     }
 
@@ -316,20 +316,19 @@ mod tests {
     }
 
     /// Computed from the definition by another program: words `a` and `cat`, their pair, the n-grams `|a|`, `|ca`, `|cat`,
-    /// `|cat|`, `cat`, `cat|`, `at|`, two lengths.
-    #[allow(clippy::approx_constant, reason = "digits of the other program, not a constant of ours")]
-    const FIXED: &[(u32, f32)] = &[
-        (48575, 0.7071),
-        (89393, -0.7071),
-        (152615, -0.5),
-        (52274, 0.189),
-        (193217, 0.189),
-        (49424, 0.189),
-        (207014, 0.189),
-        (242593, 0.189),
-        (235985, 0.189),
-        (118821, -0.189),
-        (262144, 0.2747),
-        (262145, 0.4024),
+    /// `|cat|`, `cat`, `cat|`, `at|`, two lengths. In units of 0.0001.
+    const FIXED: &[(u32, i32)] = &[
+        (48575, 7071),
+        (89393, -7071),
+        (152615, -5000),
+        (52274, 1890),
+        (193217, 1890),
+        (49424, 1890),
+        (207014, 1890),
+        (242593, 1890),
+        (235985, 1890),
+        (118821, -1890),
+        (262144, 2747),
+        (262145, 4024),
     ];
 }
