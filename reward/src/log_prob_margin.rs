@@ -211,11 +211,8 @@ struct Names {
     reference: &'static str,
 }
 
-const CHOSEN: Names = Names {
-    answer: "chosen",
-    policy: "log-probability of the chosen answer",
-    reference: "reference log-probability of the chosen answer",
-};
+const CHOSEN: Names =
+    Names { answer: "chosen", policy: "log-probability of the chosen answer", reference: "reference log-probability of the chosen answer" };
 const REJECTED: Names = Names {
     answer: "rejected",
     policy: "log-probability of the rejected answer",

@@ -7,7 +7,7 @@
 //! `{"from", "value"}`; `conversations` may stand for `prompt`). Without `prompt` the two hold the whole conversation and the
 //! prompt is what they share.
 //! **Segments**: `chosen` and `rejected` are objects with `observations` and `actions` (a list of lists, or of numbers if
-//! each step has one), and optionally `rewards`, `terminated`, `policy`.
+//! each step has one; those are rounded to double precision first), and optionally `rewards`, `terminated`, `policy`.
 //! **Both**, optional: `id`, `equal` (or `label` 0.5) for ties, `margin`, `annotator_id`, `flipped`, `gold_chosen`,
 //! `gold_rejected`. Other columns are named in the report and not read.
 

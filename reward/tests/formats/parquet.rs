@@ -103,9 +103,8 @@ fn rows_are_limited_by_what_they_decode_to() {
     let n_bytes = std::fs::metadata(file.path()).unwrap().len();
     assert!(n_bytes < 100_000, "{n_bytes} bytes are no short file");
     // A number in single precision takes 8 bytes with its levels.
-    let open = |file: &Scratch, max_line_bytes, skip_bad_rows| {
-        PreferenceFile::open(file.path(), &ReadOptions { skip_bad_rows, max_line_bytes })
-    };
+    let open =
+        |file: &Scratch, max_line_bytes, skip_bad_rows| PreferenceFile::open(file.path(), &ReadOptions { skip_bad_rows, max_line_bytes });
     for skip_bad_rows in [false, true] {
         match open(&file, 32 * steps, skip_bad_rows) {
             Err(RewardError::Content { reason, .. }) => {

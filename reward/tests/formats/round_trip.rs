@@ -168,7 +168,10 @@ fn what_a_reader_refuses_a_writer_refuses_by_the_name_of_the_pair() {
     // What the first row allows is known only to the writer of a whole file.
     let good = segments("good", whole, segment(2, 2, 1.0, true));
     let later = [
-        (segments("wide", segment(3, 4, 1.0, false), segment(3, 4, 0.0, false)), "width 4 and actions of width 1, but 2 and 1 in the first row"),
+        (
+            segments("wide", segment(3, 4, 1.0, false), segment(3, 4, 0.0, false)),
+            "width 4 and actions of width 1, but 2 and 1 in the first row",
+        ),
         (texts("texts", plain("p"), plain("a"), plain("b")), "a pair of texts, but the first row is a pair of segments"),
     ];
     for name in ["pairs.jsonl", "pairs.parquet"] {
