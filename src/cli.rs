@@ -156,7 +156,7 @@ pub struct SweepArgs {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Cells to train at once; one per core if not given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", conflicts_with_all = ["report_only", "dry_run"], value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
     /// Train nothing: write the table and the pictures of the cells that are finished
     #[arg(long)]
@@ -167,44 +167,45 @@ pub struct SweepArgs {
 }
 
 const SWEEP_HELP: &str = r#"A sweep file:
-  name = "rates"
-  base = "pendulum-ppo"              # a recipe, or an experiment file beside this one
+  name = "losses"
+  base = "pendulum-r3m"              # a recipe, or an experiment file beside this one
   seeds = [1, 2, 3]
   set = ["total_steps=50000"]        # changes for every cell
   metrics = ["return_agent_mean"]    # columns of results.csv for the table and the pictures
 
   [[axis]]
-  name = "network"
+  name = "noise"
   [axis.values]                      # label = changes
-  small = ["agent.ppo.policy_hidden=[16]"]
-  large = ["agent.ppo.policy_hidden=[64, 64]"]
+  none = ["reward.noise=none"]
+  "uniform 30 %" = ["reward.noise=uniform", "reward.noise.uniform.rate=0.3"]
 
   [[axis]]
-  name = "rate"
+  name = "method"
   [axis.values]
-  "rate 1e-4" = ["agent.ppo.learning_rate=1e-4"]
-  "rate 1e-3" = ["agent.ppo.learning_rate=1e-3"]
+  cross_entropy = ["reward.loss=cross_entropy"]
+  "r3m 0.1" = ["reward.loss=r3m", "reward.loss.r3m.lambda=0.1"]
+  "r3m 0.3" = ["reward.loss=r3m", "reward.loss.r3m.lambda=0.3"]
   # Run once for all labels of another axis:
-  reference = { set = ["total_steps=100000"], ignores = ["network"] }
+  true_reward = { set = ["reward=none"], ignores = ["noise"] }
 
   # All that follows may be left out.
   [[skip]]                           # leaves out combinations
-  network = ["small"]
-  rate = ["rate 1e-4"]
+  noise = ["none"]
+  method = ["r3m 0.1"]
   [compare]                          # differences, paired by seed
-  axis = "rate"
-  to = "rate 1e-3"
-  [select]                           # adds `rate selected`, the best setting of each seed, of
-  axis = "rate"                      # labels that agree up to the first space
-  by = "return_team_sum"             # the column to choose by
+  axis = "method"
+  to = "cross_entropy"
+  [select]                           # adds `r3m selected`, the best setting of each seed, of labels
+  axis = "method"                    # that agree up to the first space; chosen by a column that is
+  by = "reward_validation_accuracy"  # itself reported, it would look better than it is
   best = "highest"                   # or "lowest"
   [normalise]                        # adds return_agent_mean_normalised: 0 for return_first,
-  axis = "rate"                      # the return before training, 1 for these cells
-  value = "reference"
+  axis = "method"                    # the return before training, 1 for these cells
+  value = "true_reward"
   [[figure]]                         # one panel per metric and label of further axes
-  name = "rates"
-  x = "network"
-  series = "rate"
+  name = "losses"
+  x = "noise"
+  series = "method"
 
 Every cell is an ordinary run in sweeps/NAME/cells. The same command goes on with a sweep that was
 stopped: finished cells are kept, others continue from their checkpoints. A cell that fails does not
@@ -213,7 +214,7 @@ stop the others; it is tried again next time.
 Examples:
   steadfast sweep pendulum-learning-rate --dry-run
   steadfast sweep my-sweep.toml --jobs 4
-  steadfast sweep sweeps/rates --report-only"#;
+  steadfast sweep sweeps/losses --report-only"#;
 
 /// Arguments of `plot`.
 #[derive(Debug, Args)]
@@ -234,7 +235,7 @@ pub struct PlotArgs {
     #[arg(long, value_enum, value_name = "KIND")]
     pub kind: Option<PlotKind>,
     /// return_agent_mean, return_team_sum, length, terminated, a column metric_NAME of eval.csv, or a name from metrics.jsonl
-    #[arg(long, default_value = crate::commands::DEFAULT_METRIC, value_name = "NAME")]
+    #[arg(long, default_value = crate::run::results::DEFAULT_METRIC, value_name = "NAME")]
     pub metric: String,
 }
 
@@ -319,7 +320,7 @@ pub struct AuditArgs {
     /// Parts of the pairs, each judged by a model that learns from the others; with 1, a model judges what it has seen
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub folds: u16,
-    /// Most passes of learning; 4 for texts and 10 for segments if not given
+    /// Most passes of learning; 3 for texts and 10 for segments if not given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub epochs: Option<u32>,
     /// Seed of the folds and of the networks
@@ -415,8 +416,8 @@ mod tests {
     fn the_sweep_in_the_help_is_valid() {
         let text = SWEEP_HELP.split("A sweep file:").nth(1).unwrap().split("Every cell").next().unwrap();
         let sweep = crate::config::sweep::parse("help", text, std::path::Path::new("")).unwrap();
-        // Two networks by two rates less one, and the reference, by three seeds.
-        assert_eq!(crate::config::sweep::cells(&sweep).unwrap().len(), 12);
+        // Two noises by three methods less one, and the reference, by three seeds.
+        assert_eq!(crate::config::sweep::cells(&sweep).unwrap().len(), 18);
         assert!(SWEEP_HELP.lines().all(|line| line.chars().count() <= 100));
     }
 }

@@ -10,8 +10,6 @@ mod recipe;
 mod sweep;
 mod train;
 
-pub use plot::DEFAULT_METRIC;
-
 use std::io::{ErrorKind, Write as _};
 
 use crate::cli::{Cli, Command, TrainArgs};

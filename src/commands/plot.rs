@@ -8,9 +8,7 @@ use crate::failure::Result;
 use crate::plot::figure::Panel;
 use crate::plot::table::{Column, RunData};
 use crate::plot::{curve, robustness, save};
-
-/// What is drawn if nothing else is asked for.
-pub const DEFAULT_METRIC: &str = "return_agent_mean";
+use crate::run::results::DEFAULT_METRIC;
 
 /// Draws the runs.
 pub fn run(arguments: &PlotArgs) -> Result<()> {

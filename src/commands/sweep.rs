@@ -7,13 +7,14 @@ use tracing::{info, warn};
 use super::{print, table, table_of, train};
 use crate::cli::{SweepArgs, TrainArgs};
 use crate::config::report::Problem;
-use crate::config::sweep::{Cell, Sweep, SweepConfig, Word, cells, read};
+use crate::config::sweep::{Cell, NormaliseConfig, Sweep, SweepConfig, Word, cells, read};
 use crate::experiment::sweep::directory::SweepDirectory;
 use crate::experiment::sweep::outcome::{Row, columns, csv};
+use crate::experiment::sweep::program::{Program, mixture};
 use crate::experiment::sweep::{analysis, execute, picture};
 use crate::failure::{Failure, Result};
 use crate::plot::save;
-use crate::plot::stats::Summary;
+use crate::plot::stats::{Summary, bootstrap};
 use crate::run::log::write_whole;
 use crate::terminal::CellLine;
 
@@ -21,6 +22,7 @@ use crate::terminal::CellLine;
 pub fn run(arguments: &SweepArgs) -> Result<()> {
     let sweep = read(&arguments.sweep)?;
     let cells = cells(&sweep)?;
+    picture::check(&sweep.config, &cells)?;
     let directory = SweepDirectory::at(arguments.output.clone().unwrap_or_else(|| sweep.output.clone()));
     if arguments.dry_run {
         directory.check(&cells)?;
@@ -38,21 +40,26 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
         if n < cells.len() {
             warn!("{n} of {} cells are finished, the others are left out", cells.len());
         }
-        return print(&report(&sweep, &directory, &rows)?);
+        return print(&report(&sweep, &directory, &cells, &rows)?);
     }
+    let base = sweep.base()?;
     let _lock = directory.claim()?;
     directory.check(&cells)?;
-    directory.describe(&sweep)?;
+    directory.describe(&sweep, &base)?;
     let (rows, failures) = train_all(&sweep, &directory, &cells, jobs(arguments))?;
-    let answer = report(&sweep, &directory, &rows)?;
+    let answer = report(&sweep, &directory, &cells, &rows);
     if failures.is_empty() {
-        return print(&answer);
+        return print(&answer?);
     }
     let list: String = failures.iter().map(|(cell, reason)| format!("\n{cell}: {reason}")).collect();
-    Err(Failure::run_with_help(
-        format!("{} of {} cells failed:{list}", failures.len(), cells.len()),
-        format!("the same command tries them again; the finished cells are in {}", directory.file("table.txt").display()),
-    ))
+    let message = format!("{} of {} cells failed:{list}", failures.len(), cells.len());
+    let table = directory.file("table.txt");
+    Err(match answer {
+        Ok(_) => {
+            Failure::run_with_help(message, format!("the same command tries them again; the finished cells are in {}", table.display()))
+        }
+        Err(failure) => failure.during("there is no report of the finished cells").during(&message),
+    })
 }
 
 /// `steadfast sweep-cell`: trains a cell to its end, but not past the end of the sweep.
@@ -78,9 +85,19 @@ fn list(directory: &SweepDirectory, cells: &[Cell]) -> Result<()> {
     print(&format!("{}\n{} cells, all valid\n", table(&["cell", "state"], &rows), cells.len()))
 }
 
+/// Name of the normalised column.
+fn derived(config: &SweepConfig) -> Option<String> {
+    config.normalise.as_ref().map(NormaliseConfig::column)
+}
+
 /// The outcomes of the cells, in their order; nothing for those that are not finished.
 fn finished(directory: &SweepDirectory, cells: &[Cell]) -> Result<Vec<Option<Row>>> {
-    cells.iter().map(|cell| Row::read(&directory.cell(cell), cell)).collect()
+    let rows: Vec<Option<Row>> = cells.iter().map(|cell| Row::read(&directory.cell(cell), cell)).collect::<Result<_>>()?;
+    let makers: Vec<&[Program]> = rows.iter().flatten().map(|row| row.makers.as_slice()).collect();
+    if let Some(mixture) = mixture(&makers, &Program::own()) {
+        warn!("{mixture}\nTheir numbers may differ; remove directories of cells to run them again");
+    }
+    Ok(rows)
 }
 
 /// A cell that failed, and why.
@@ -103,13 +120,13 @@ fn train_all(sweep: &Sweep, directory: &SweepDirectory, cells: &[Cell], jobs: us
             failures.push((cell.name.clone(), reason));
         } else if let Some(index) = cells.iter().position(|c| c.name == cell.name) {
             rows[index] = Row::read(&directory.cell(cell), cell)?;
-            let known = outcomes(&sweep.config, &rows);
+            let known = outcomes(&sweep.config, cells, &rows);
             write_whole(&directory.file("results.csv"), &csv(&axes(&sweep.config), &known))?;
-            // Better to learn of a wrong name now than after the last cell.
-            if std::mem::take(&mut is_first)
-                && let Err(failure) = check_columns(sweep, &known)
-            {
-                warn!("the sweep goes on, but its report will fail until this is corrected:\n{}", failure.render(false, 100));
+            // A wrong name is best noticed now, but another cell may have the column.
+            let mut missing = missing_columns(&sweep.config, &known);
+            missing.retain(|word| derived(&sweep.config).as_ref() != Some(word.get_ref()));
+            if std::mem::take(&mut is_first) && !missing.is_empty() {
+                info!("not in the finished cells so far: {}", in_words(&missing));
             }
         }
         line.advance(&cell.name, word);
@@ -125,22 +142,32 @@ fn axes(config: &SweepConfig) -> Vec<&str> {
 }
 
 /// The rows of finished cells with all columns.
-fn outcomes(config: &SweepConfig, rows: &[Option<Row>]) -> Vec<Row> {
+fn outcomes(config: &SweepConfig, cells: &[Cell], rows: &[Option<Row>]) -> Vec<Row> {
     let mut rows: Vec<Row> = rows.iter().flatten().cloned().collect();
     if let Some(normalise) = &config.normalise {
-        analysis::normalise(config, normalise, &mut rows);
+        analysis::normalise(config, normalise, cells, &mut rows);
     }
     rows
 }
 
-/// Writes tables and pictures; returns what is printed.
-fn report(sweep: &Sweep, directory: &SweepDirectory, rows: &[Option<Row>]) -> Result<String> {
+/// Writes tables and pictures; returns what is printed. A column that no cell has is a mistake once all cells are finished;
+/// before that it is left out.
+fn report(sweep: &Sweep, directory: &SweepDirectory, cells: &[Cell], rows: &[Option<Row>]) -> Result<String> {
     let config = &sweep.config;
-    let mut rows = outcomes(config, rows);
+    let is_complete = rows.iter().all(Option::is_some);
+    let mut rows = outcomes(config, cells, rows);
     let axes = axes(config);
     let results = directory.file("results.csv");
     write_whole(&results, &csv(&axes, &rows))?;
-    check_columns(sweep, &rows)?;
+    let missing = missing_columns(config, &rows);
+    // A reference that did not learn anything gives no normalised column: no mistake of the file.
+    let derived = derived(config);
+    if let Some(word) = missing.iter().find(|word| is_complete && derived.as_ref() != Some(word.get_ref())) {
+        return Err(sweep.mistake(word.span(), Problem::unknown("column", word.get_ref(), &columns(&rows))));
+    }
+    if !missing.is_empty() {
+        warn!("no finished cell has these columns, which are left out: {}", in_words(&missing));
+    }
     let mut written = vec![results];
     if let Some(select) = &config.select {
         let selected = analysis::select(config, select, &rows);
@@ -148,7 +175,11 @@ fn report(sweep: &Sweep, directory: &SweepDirectory, rows: &[Option<Row>]) -> Re
         write_whole(&directory.file("selected.csv"), &csv(&axes, &selected))?;
         rows.extend(selected);
     }
-    let text = summary_table(config, &rows);
+    let shown = SweepConfig {
+        metrics: config.metrics.iter().filter(|m| !missing.iter().any(|word| word.get_ref() == m.get_ref())).cloned().collect(),
+        ..config.clone()
+    };
+    let text = summary_table(&shown, &rows);
     write_whole(&directory.file("table.txt"), text.as_bytes())?;
     for figure in picture::figures(config) {
         let drawn = picture::figure(config, &figure, &rows);
@@ -162,20 +193,24 @@ fn report(sweep: &Sweep, directory: &SweepDirectory, rows: &[Option<Row>]) -> Re
     Ok(format!("{text}\n{written}"))
 }
 
-/// Makes sure that every column that the sweep names exists once there are results.
-fn check_columns(sweep: &Sweep, rows: &[Row]) -> Result<()> {
-    let config = &sweep.config;
+/// The columns that the sweep names and no row has, each once; none if there are no rows.
+fn missing_columns<'a>(config: &'a SweepConfig, rows: &[Row]) -> Vec<&'a Word> {
     let known = columns(rows);
-    let derived = config.normalise.as_ref().map(|n| n.column());
     let named = (config.metrics.iter())
         .chain(config.figure.iter().flat_map(|f| &f.metrics))
         .chain(config.select.iter().map(|s| &s.by))
         .chain(config.normalise.iter().flat_map(|n| [&n.metric, &n.zero]));
-    let is_missing = |word: &&Word| !known.contains(&word.get_ref().as_str()) && derived.as_ref() != Some(word.get_ref());
-    match named.into_iter().find(is_missing) {
-        Some(word) if !rows.is_empty() => Err(sweep.mistake(word.span(), Problem::unknown("column", word.get_ref(), &known))),
-        _ => Ok(()),
+    let mut missing: Vec<&Word> = Vec::new();
+    for word in named {
+        if !rows.is_empty() && !known.contains(&word.get_ref().as_str()) && !missing.iter().any(|m| m.get_ref() == word.get_ref()) {
+            missing.push(word);
+        }
     }
+    missing
+}
+
+fn in_words(columns: &[&Word]) -> String {
+    columns.iter().map(|word| word.get_ref().as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// Means over seeds with 95 % intervals, and differences to what is compared with.
@@ -198,7 +233,7 @@ fn summary_table(config: &SweepConfig, rows: &[Row]) -> String {
                 cells.push(interval(group.summary(metric.get_ref())));
                 if minus.is_some() {
                     let other = analysis::counterpart(config, &groups, group);
-                    cells.push(interval(other.and_then(|other| group.difference(other, metric.get_ref()))));
+                    cells.push(other.map_or_else(|| interval(None), |other| difference(&group.differences(other, metric.get_ref()))));
                 }
             }
             cells
@@ -206,7 +241,14 @@ fn summary_table(config: &SweepConfig, rows: &[Row]) -> String {
         .collect();
     let mut text = table_of(left, &header, &lines);
     text.push_str("\nMean over seeds ± half width of its 95 % t interval");
-    text.push_str(if minus.is_some() { "; differences are paired by seed.\n" } else { ".\n" });
+    if minus.is_some() {
+        text.push_str("; differences are paired by seed,\nfrom five seeds on with their 95 % bootstrap interval in brackets");
+    }
+    text.push_str(".\n");
+    let normalised = derived(config).filter(|c| config.metrics.iter().any(|m| m.get_ref() == c));
+    if let Some(column) = normalised {
+        text.push_str(&format!("Intervals of {column} take the reference's mean as given.\n"));
+    }
     if let Some(select) = &config.select {
         text.push_str(&format!("Selected: the setting with the best {} of each seed; selected.csv says which.\n", select.by.get_ref()));
     }
@@ -218,5 +260,28 @@ fn interval(summary: Option<Summary>) -> String {
         None => "-".to_string(),
         Some(s) if s.half_width.is_finite() => format!("{:.3} ± {:.3}", s.mean, s.half_width),
         Some(s) => format!("{:.3}", s.mean),
+    }
+}
+
+/// The mean of differences with both of its intervals.
+fn difference(values: &[f64]) -> String {
+    let text = interval(Summary::of(values));
+    match bootstrap(values) {
+        Some((low, high)) => format!("{text} [{low:.3}, {high:.3}]"),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_has_both_intervals_from_five_seeds_on() {
+        assert_eq!(difference(&[]), "-");
+        assert_eq!(difference(&[1.0]), "1.000");
+        assert_eq!(difference(&[1.0, 3.0]), "2.000 ± 12.706");
+        let text = difference(&[1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert!(text.starts_with("3.000 ± 1.963 [1.") && text.ends_with(']'), "{text}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tracing::info;
 
-use super::plot::{DEFAULT_METRIC, both_formats};
+use super::plot::both_formats;
 use super::{print, split_arguments, table};
 use crate::cli::{PlotKind, TrainArgs};
 use crate::config::{ExperimentConfig, load};
@@ -16,7 +16,7 @@ use crate::plot::{curve, robustness};
 use crate::run::FORMAT_VERSION;
 use crate::run::directory::RunDirectory;
 use crate::run::log::write_whole;
-use crate::run::results::EvalRow;
+use crate::run::results::{DEFAULT_METRIC, EvalRow};
 use crate::run::reward;
 
 /// Trains a new run, several, or continues one.

@@ -7,10 +7,11 @@ use serde::Deserialize as _;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table};
 
+use super::ExperimentConfig;
 use super::overrides::Override;
-use super::report::{ConfigError, Problem, is_bare_choice, suggest};
+use super::report::{ConfigError, Problem, is_bare_choice};
+use super::source::{Kind, Source};
 use super::validate::{Misfit, validate};
-use super::{ExperimentConfig, recipe};
 use crate::failure::{Failure, Result};
 
 /// A configuration that passed every check.
@@ -25,36 +26,8 @@ pub struct Loaded {
 /// # Errors
 /// [`Failure::Usage`] that shows the place of the first mistake.
 pub fn named(name: &str, overrides: &[String]) -> Result<Loaded> {
-    let (shown, found) = source(name, Path::new(""))?;
-    text(&shown, &found, overrides)
-}
-
-/// What the recipe or file is called in messages, and its text. Paths of files start at `directory`.
-///
-/// # Errors
-/// [`Failure::Usage`] if there is no such recipe or file.
-pub fn source(name: &str, directory: &Path) -> Result<(String, String)> {
-    if let Some(found) = recipe::text(name) {
-        return Ok((format!("recipe {name}"), found.to_string()));
-    }
-    let path = directory.join(name);
-    match std::fs::read(&path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(found) => Ok((path.display().to_string(), found)),
-            Err(_) => Err(Failure::usage(format!("{} is not UTF-8 text", path.display()), "a configuration is a TOML file")),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let help = match recipe::sweep_text(name) {
-                Some(_) => format!("`{name}` is a sweep: run it with `steadfast sweep {name}`"),
-                None => {
-                    let names: Vec<&str> = recipe::RECIPES.iter().map(|(n, _)| *n).collect();
-                    format!("{} (`steadfast recipe list` shows the recipes)", suggest(name, &names))
-                }
-            };
-            Err(Failure::usage(format!("there is no recipe and no file called `{name}`"), help))
-        }
-        Err(error) => Err(Failure::usage(format!("cannot read {}: {error}", path.display()), "give a recipe or a TOML file")),
-    }
+    let found = Source::find(Kind::Experiment, name, Path::new(""))?;
+    text(&found.shown, &found.text, overrides)
 }
 
 /// As [`named`], from text that is called `name` in messages.

@@ -6,6 +6,7 @@ pub mod recipe;
 pub mod render;
 pub mod report;
 pub mod schema;
+pub mod source;
 pub mod sweep;
 pub mod validate;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use steadfast_agents::algorithms::ppo::Sharing;
 use steadfast_agents::{AgentConfig, AgentError};
-use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed};
+use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed, Space};
 use steadfast_reward::dataset::{PreferenceFile, ReadOptions};
 use steadfast_reward::{RewardError, SegmentSpec};
 
@@ -189,14 +189,37 @@ fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
         };
         let bytes = 4.0 * 5.0 * groups * parameters;
         if bytes > MAX_BYTES {
-            let problem = Problem::new(
-                format!("networks with `{field}` = {widths:?} would not fit into memory: about {:.1} GiB", bytes / GIB),
-                "too wide",
-            );
-            return Err(Misfit::at(&format!("agent.ppo.{field}"), problem.help("at most 64 GiB are allowed")));
+            return Err(too_wide(&format!("agent.ppo.{field}"), bytes));
+        }
+    }
+    if let Some(reward) = &c.reward {
+        let action_features = match spec.agents.first().map(|agent| &agent.action) {
+            Some(Space::Discrete { n }) => *n as f64,
+            _ => spec.action_width() as f64,
+        };
+        let width = observation + action_features;
+        let (parameters, _) =
+            reward.model.hidden.iter().fold((0.0, width), |(n, inputs), &width| (n + (inputs + 1.0) * width as f64, width as f64));
+        let bytes = 4.0 * 5.0 * reward.model.ensemble as f64 * parameters;
+        if bytes > MAX_BYTES {
+            return Err(too_wide("reward.model.hidden", bytes));
+        }
+        // Collected and paired segments of one stage, and the pairs of all: observations, actions and rewards.
+        let segments =
+            reward.segments.max(reward.test_pairs) as f64 + 2.0 * reward.stages as f64 * (reward.pairs + reward.test_pairs) as f64;
+        let bytes = 4.0 * segments * reward.segment_steps as f64 * (observation + spec.action_width() as f64 + 1.0);
+        if bytes > MAX_BYTES {
+            let problem = Problem::new(format!("labelled pairs would not fit into memory: about {:.1} GiB", bytes / GIB), "too many pairs");
+            let help = "`stages`, `pairs`, `test_pairs` and `segment_steps` are multiplied; at most 64 GiB are allowed";
+            return Err(Misfit::at("reward.pairs", problem.help(help)));
         }
     }
     Ok(())
+}
+
+fn too_wide(path: &str, bytes: f64) -> Misfit {
+    let problem = Problem::new(format!("the networks of `{path}` would not fit into memory: about {:.1} GiB", bytes / GIB), "too wide");
+    Misfit::at(path, problem.help("at most 64 GiB are allowed"))
 }
 
 /// Bytes in a GiB.
@@ -208,12 +231,41 @@ fn check(holds: bool, path: &str, expected: &str, got: impl std::fmt::Display) -
 
 #[cfg(test)]
 mod tests {
+    use steadfast_envs::EnvConfig;
+    use steadfast_reward::RewardConfig;
+
     use super::*;
 
     fn path_of(change: impl FnOnce(&mut ExperimentConfig)) -> String {
         let mut config = ExperimentConfig::default();
         change(&mut config);
         validate(&config).unwrap_err().path.join(".")
+    }
+
+    #[test]
+    fn learned_rewards_that_fit_no_memory_are_refused() {
+        let reward = |change: fn(&mut RewardConfig)| {
+            path_of(move |c| {
+                c.env = EnvConfig::Pendulum(Default::default());
+                let mut reward = RewardConfig::default();
+                change(&mut reward);
+                c.reward = Some(reward);
+            })
+        };
+        assert_eq!(
+            reward(|r| {
+                r.model.hidden = vec![8192; 16];
+                r.model.ensemble = 64;
+            }),
+            "reward.model.hidden"
+        );
+        assert_eq!(
+            reward(|r| {
+                r.pairs = 10_000_000;
+                r.stages = 10_000;
+            }),
+            "reward.pairs"
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use steadfast_reward::{
     FitReport, LearnedReward, MlpReward, NoiseConfig, RewardConfig, RewardError, RewardModel as _, Segment, SegmentPair, SegmentPreference,
     SegmentSpec, Ties, metrics,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::build;
 use crate::config::ExperimentConfig;
@@ -311,15 +311,20 @@ pub fn pair_up(collected: &[Segment], n: usize, steps: usize, prefix: &str, seed
 pub fn read_segments(path: &Path, options: &ReadOptions) -> Result<Vec<SegmentPreference>> {
     let file = PreferenceFile::open(path, options).map_err(failed)?;
     let mut pairs = Vec::new();
-    for row in file.rows().map_err(failed)? {
-        match row.map_err(failed)? {
-            (_, Row::Segments(preference)) => pairs.push(preference),
-            (line, Row::Texts(_)) => {
-                let message = format!("{}:{line} compares texts, but control tasks need trajectory segments", path.display());
-                return Err(Failure::run_with_help(message, "`steadfast preferences RUN -o FILE` writes such pairs"));
-            }
+    let mut texts = None;
+    let report = file.scan(|line, row| {
+        match row {
+            Row::Segments(preference) => pairs.push(preference),
+            Row::Texts(_) => texts = texts.or(Some(line)),
         }
+        Ok(())
+    });
+    let report = report.map_err(failed)?;
+    if let Some(line) = texts {
+        let message = format!("{}:{line} compares texts, but control tasks need trajectory segments", path.display());
+        return Err(Failure::run_with_help(message, "`steadfast preferences RUN -o FILE` writes such pairs"));
     }
+    report.warnings().iter().for_each(|warning| warn!("{}: {warning}", path.display()));
     Ok(pairs)
 }
 

@@ -44,7 +44,9 @@ pub struct Panel {
 }
 
 /// Size of a panel in logical pixels.
-const PANEL: (u32, u32) = (720, 480);
+const PANEL: (usize, usize) = (720, 480);
+/// More logical pixels than this are refused: samples of a PNG would take a gigabyte.
+pub const MAX_PIXELS: usize = 20_000_000;
 /// PNG pixels per logical pixel.
 const PNG_SCALE: u32 = 2;
 /// Samples per PNG pixel and direction: the bitmap backend does not smooth edges itself.
@@ -61,22 +63,22 @@ fn register_fonts() {
     });
 }
 
-fn size(panels: &[Panel]) -> (u32, u32) {
+fn size(panels: &[Panel]) -> (usize, usize) {
     let rows = panels.iter().map(|p| legend_rows(p.series.len())).max().unwrap_or(0);
-    (PANEL.0 * panels.len().max(1) as u32, PANEL.1 + 8 + 24 * rows)
+    (PANEL.0 * panels.len().max(1), PANEL.1 + 8 + 24 * rows)
 }
 
 /// Series are listed two to a row.
-fn legend_rows(series: usize) -> u32 {
-    series.div_ceil(2) as u32
+fn legend_rows(series: usize) -> usize {
+    series.div_ceil(2)
 }
 
 /// Something that can be drawn as SVG and as PNG.
 pub trait Drawing {
     /// Width and height in logical pixels.
-    fn size(&self) -> (u32, u32);
+    fn size(&self) -> (usize, usize);
 
-    /// Draws it; `scale` is the number of dots per logical pixel.
+    /// Draws it; `scale` is the number of dots per logical pixel. The size is one that [`checked_size`] accepts.
     ///
     /// # Errors
     /// The backend's.
@@ -84,12 +86,25 @@ pub trait Drawing {
 }
 
 impl Drawing for [Panel] {
-    fn size(&self) -> (u32, u32) {
+    fn size(&self) -> (usize, usize) {
         size(self)
     }
 
     fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB> {
         draw(root, self, scale)
+    }
+}
+
+/// The size of a drawing.
+///
+/// # Errors
+/// In words, if it has more than [`MAX_PIXELS`] pixels.
+pub fn checked_size<D: Drawing + ?Sized>(drawing: &D) -> Result<(u32, u32), String> {
+    let (width, height) = drawing.size();
+    let is_small = width.checked_mul(height).is_some_and(|n| n <= MAX_PIXELS);
+    match (u32::try_from(width), u32::try_from(height)) {
+        (Ok(width), Ok(height)) if is_small => Ok((width, height)),
+        _ => Err(format!("it would be {width} × {height} pixels large; at most {} million can be drawn", MAX_PIXELS / 1_000_000)),
     }
 }
 
@@ -99,9 +114,10 @@ impl Drawing for [Panel] {
 /// The backend's reason as text.
 pub fn svg<D: Drawing + ?Sized>(drawing: &D) -> Result<String, String> {
     register_fonts();
+    let size = checked_size(drawing)?;
     let mut text = String::new();
     {
-        let root = SVGBackend::with_string(&mut text, drawing.size()).into_drawing_area();
+        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
         drawing.draw(&root, 1).map_err(|e| e.to_string())?;
         root.present().map_err(|e| e.to_string())?;
     }
@@ -114,10 +130,10 @@ pub fn svg<D: Drawing + ?Sized>(drawing: &D) -> Result<String, String> {
 /// The backend's reason as text.
 pub fn png<D: Drawing + ?Sized>(drawing: &D) -> Result<Vec<u8>, String> {
     register_fonts();
-    let (width, height) = drawing.size();
+    let (width, height) = checked_size(drawing)?;
     let scale = PNG_SCALE * SAMPLES;
     let (fine_width, fine_height) = (width * scale, height * scale);
-    let mut fine = vec![255_u8; (fine_width * fine_height * 3) as usize];
+    let mut fine = vec![255_u8; fine_width as usize * fine_height as usize * 3];
     {
         let root = BitMapBackend::with_buffer(&mut fine, (fine_width, fine_height)).into_drawing_area();
         drawing.draw(&root, scale).map_err(|e| e.to_string())?;
@@ -167,7 +183,7 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel, 
     let ipx = |n: i32| n * scale as i32;
     let text = |points: u32, color: RGBColor| ("sans-serif", px(points)).into_font().color(&color);
     let (width, height) = area.dim_in_pixel();
-    let legend_height = px(16 + 24 * legend_rows(panel.series.len()));
+    let legend_height = px(16 + 24 * legend_rows(panel.series.len()) as u32);
     let (upper, legend) = area.split_vertically(height.saturating_sub(legend_height));
     let center = |points, color| text(points, color).pos(Pos::new(HPos::Center, VPos::Center));
     upper.draw(&Text::new(panel.title.clone(), (width as i32 / 2, ipx(22)), center(20, INK)))?;
@@ -316,6 +332,28 @@ mod tests {
         }
         let bytes = png([example(1), example(2)].as_slice()).unwrap();
         assert_eq!(&bytes[..4], b"\x89PNG");
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused() {
+        let panels = |n: usize| vec![Panel { series: Vec::new(), ..example(0) }; n];
+        let n = MAX_PIXELS / (PANEL.0 * (PANEL.1 + 8));
+        assert!(checked_size(panels(n).as_slice()).is_ok());
+        for n in [n + 1, 10 * n] {
+            for refused in [svg(panels(n).as_slice()).map(drop), png(panels(n).as_slice()).map(drop)] {
+                assert_eq!(refused.unwrap_err(), format!("it would be {} × 488 pixels large; at most 20 million can be drawn", 720 * n));
+            }
+        }
+        struct Endless;
+        impl Drawing for Endless {
+            fn size(&self) -> (usize, usize) {
+                (usize::MAX, 3)
+            }
+            fn draw<DB: DrawingBackend>(&self, _: &DrawingArea<DB, Shift>, _: u32) -> Drawn<DB> {
+                unreachable!("it is too large")
+            }
+        }
+        assert!(png(&Endless).unwrap_err().contains("at most"));
     }
 
     #[test]

@@ -41,19 +41,20 @@ const LEFT: u32 = 82;
 const RIGHT: u32 = 22;
 const PLOT_HEIGHT: u32 = 420;
 /// Panels are put into further rows when they would get wider than this.
-const MAX_WIDTH: u32 = 1900;
+const MAX_WIDTH: usize = 1900;
 /// Between neighbouring series.
-const SERIES_STEP: u32 = 12;
+const SERIES_STEP: usize = 12;
 
 impl CategoryFigure {
-    fn panel_width(&self) -> u32 {
-        let longest = self.categories.iter().map(|c| c.chars().count()).max().unwrap_or(0) as u32;
-        let category = (SERIES_STEP * self.series.len() as u32 + 24).max(8 * longest + 14).max(60);
-        (LEFT + RIGHT + category * self.categories.len().max(1) as u32).max(520)
+    fn panel_width(&self) -> usize {
+        let longest = self.categories.iter().map(|c| c.chars().count()).max().unwrap_or(0);
+        let category = (SERIES_STEP * self.series.len() + 24).max(8 * longest + 14).max(60);
+        ((LEFT + RIGHT) as usize + category * self.categories.len().max(1)).max(520)
     }
 
-    fn grid(&self) -> (u32, u32) {
-        let n = self.panels.len().max(1) as u32;
+    /// Rows and columns of panels.
+    fn grid(&self) -> (usize, usize) {
+        let n = self.panels.len().max(1);
         let columns = (MAX_WIDTH / self.panel_width()).clamp(1, n);
         (n.div_ceil(columns), columns)
     }
@@ -67,24 +68,25 @@ impl CategoryFigure {
         PLOT_HEIGHT + if has_titles { 28 } else { 0 }
     }
 
-    fn legend_column(&self) -> u32 {
-        48 + 8 * self.series.iter().map(|s| s.chars().count()).max().unwrap_or(0) as u32
+    fn legend_column(&self) -> usize {
+        48 + 8 * self.series.iter().map(|s| s.chars().count()).max().unwrap_or(0)
     }
 
-    fn legend_columns(&self) -> u32 {
-        let width = self.grid().1 * self.panel_width() - LEFT;
-        (width / self.legend_column()).clamp(1, self.series.len().max(1) as u32)
+    fn legend_columns(&self) -> usize {
+        let width = self.grid().1 * self.panel_width() - LEFT as usize;
+        (width / self.legend_column()).clamp(1, self.series.len().max(1))
     }
 
-    fn legend_height(&self) -> u32 {
-        16 + 24 * (self.series.len() as u32).div_ceil(self.legend_columns())
+    fn legend_height(&self) -> usize {
+        16 + 24 * self.series.len().div_ceil(self.legend_columns())
     }
 }
 
 impl Drawing for CategoryFigure {
-    fn size(&self) -> (u32, u32) {
+    fn size(&self) -> (usize, usize) {
         let (rows, columns) = self.grid();
-        (columns * self.panel_width(), self.head_height() + rows * self.panel_height() + self.legend_height())
+        let height = self.head_height() as usize + rows * self.panel_height() as usize + self.legend_height();
+        (columns * self.panel_width(), height)
     }
 
     fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB> {
@@ -92,14 +94,14 @@ impl Drawing for CategoryFigure {
         root.fill(&WHITE)?;
         let (head, rest) = root.split_vertically(self.head_height() * scale);
         let (rows, columns) = self.grid();
-        let (body, legend) = rest.split_vertically(rows * self.panel_height() * scale);
+        let (body, legend) = rest.split_vertically(rows as u32 * self.panel_height() * scale);
         let middle = head.dim_in_pixel().0 as i32 / 2;
         if !self.title.is_empty() {
             head.draw(&Text::new(self.title.clone(), (middle, ipx(24)), text(20 * scale, INK, HPos::Center)))?;
         }
         let note = text(13 * scale, RGBColor(95, 95, 95), HPos::Center);
         head.draw(&Text::new(self.note.clone(), (middle, ipx(self.head_height() - 14)), note))?;
-        for (panel, area) in self.panels.iter().zip(body.split_evenly((rows as usize, columns as usize))) {
+        for (panel, area) in self.panels.iter().zip(body.split_evenly((rows, columns))) {
             self.draw_panel(&area, panel, scale)?;
         }
         self.draw_legend(&legend, scale)
@@ -178,9 +180,9 @@ impl CategoryFigure {
 
     fn draw_legend<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB> {
         let ipx = |n: u32| (n * scale) as i32;
-        let columns = self.legend_columns() as i32;
+        let (columns, width) = (self.legend_columns() as i32, self.legend_column() as u32);
         for (index, label) in self.series.iter().enumerate() {
-            let at = (ipx(LEFT) + ipx(self.legend_column()) * (index as i32 % columns), ipx(14) + ipx(24) * (index as i32 / columns));
+            let at = (ipx(LEFT) + ipx(width) * (index as i32 % columns), ipx(14) + ipx(24) * (index as i32 / columns));
             draw_marker(area, at, Style::of(index), ipx(5))?;
             // The backends centre the line box, whose middle lies above that of the letters.
             area.draw(&Text::new(label.clone(), (at.0 + ipx(14), at.1 + ipx(3)), text(15 * scale, INK, HPos::Left)))?;
@@ -242,7 +244,7 @@ mod tests {
         for (attribute, limit) in [("cx=\"", width), ("cy=\"", height), (" x=\"", width), (" y=\"", height)] {
             for rest in text.split(attribute).skip(1) {
                 let value: f64 = rest.split('"').next().unwrap().parse().unwrap();
-                assert!((0.0..=f64::from(limit)).contains(&value), "{attribute}{value}");
+                assert!((0.0..=limit as f64).contains(&value), "{attribute}{value}");
             }
         }
         // Seven categories of nine series of five seeds in three panels, besides the markers that are discs.

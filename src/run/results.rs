@@ -15,6 +15,9 @@ pub const EVAL: &str = "eval.csv";
 /// Name of the table of evaluation episodes.
 pub const EPISODES: &str = "episodes.csv";
 
+/// The column that is shown if the user names none: the return averaged over agents.
+pub const DEFAULT_METRIC: &str = "return_agent_mean";
+
 /// When an evaluation was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

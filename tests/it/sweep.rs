@@ -149,6 +149,24 @@ fn a_grid_is_run_once_and_ends_in_one_table() {
     }
     assert_eq!(place.read("sweeps/grid/cells/none__plain__seed1/manifest.json"), manifest);
 
+    // What another program made is not mixed in silently.
+    let commit = rows[0]["commit"].clone();
+    assert!(rows.iter().all(|r| r["commit"] == commit), "{rows:?}");
+    let other = String::from_utf8(manifest.clone()).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&other).unwrap();
+    assert!(found["commit"].as_str().unwrap().starts_with(&commit));
+    let other = other.replace(&format!("\"commit\": {}", found["commit"]), "\"commit\": \"0123456789abcdef\"");
+    place.write("sweeps/grid/cells/none__plain__seed1/manifest.json", &other);
+    let mixed = place.succeed(&["sweep", "grid.toml"]);
+    assert_eq!(mixed.out, answer.out);
+    for text in ["of 12 finished cells not all were made by this program", "  11 by this program\n", "commit 0123456789, debug build,"] {
+        assert!(mixed.err.contains(text), "{text}: {}", mixed.err);
+    }
+    let of_other = |row: &Line| row["commit"] == "0123456789";
+    assert_eq!(csv(&place, "sweeps/grid/results.csv").iter().filter(|r| of_other(r)).count(), 1);
+    place.write("sweeps/grid/cells/none__plain__seed1/manifest.json", &String::from_utf8(manifest.clone()).unwrap());
+    assert_eq!(place.succeed(&["sweep", "grid.toml"]).err, "");
+
     // The cells are ordinary runs.
     place.succeed(&["eval", "sweeps/grid/cells/none__plain__seed1", "--episodes", "2"]);
     assert_eq!(place.succeed(&["sweep", "grid.toml"]).out, answer.out, "an evaluation by hand changes nothing");
@@ -223,7 +241,12 @@ fn cells_do_not_outlive_the_sweep() {
     place.write("grid.toml", &file("").replace("total_steps=600", "total_steps=100000000"));
     let mut child = place.command(&["sweep", "grid.toml", "--jobs", "1"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let cell = "sweeps/grid/cells/strong__plain__seed1";
+    let begin = Instant::now();
     while !place.path(&format!("{cell}/checkpoints/step-000000000000")).exists() {
+        if begin.elapsed() > Duration::from_secs(120) || child.try_wait().unwrap().is_some() {
+            child.kill().unwrap();
+            panic!("the cell did not begin: {:?}", child.wait().unwrap());
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     // A second sweep in the same directory is refused.
@@ -234,8 +257,48 @@ fn cells_do_not_outlive_the_sweep() {
     let lock = std::fs::File::open(place.path(&format!("{cell}/run.lock"))).unwrap();
     let begin = Instant::now();
     while lock.try_lock().is_err() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "the cell still runs");
+        assert!(begin.elapsed() < Duration::from_secs(60), "the cell still runs");
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_directory_is_as_good_as_the_file() {
+    let place = Place::new();
+    // No world is chosen here, and no steps without learning a reward are refused unless a sweep sets them.
+    let base = "# word for word\nname = \"bare\"\nslots = 2\ntotal_steps = 0\n[agent.ppo]\nrollout_steps = 32\npolicy_hidden = [4]\n";
+    place.write("base.toml", base);
+    place.fail(2, &["config", "check", "base.toml"]);
+    place.write(
+        "bare.toml",
+        r#"
+        name = "bare"
+        base = "base.toml"
+        seeds = [1]
+        set = ["total_steps=64", "env.pendulum.horizon=8", "eval.episodes=2", "log.tensorboard=false", "robustness=[]"]
+        axis = [{ name = "epochs", values = { one = ["agent.ppo.epochs=1"], two = ["agent.ppo.epochs=2"] } }]
+        "#,
+    );
+    let first = place.succeed(&["sweep", "bare.toml", "--jobs", "2"]);
+    assert_eq!(place.read("sweeps/bare/base.toml"), base.as_bytes());
+    let config = place.read("sweeps/bare/cells/two__seed1/config.toml");
+    std::fs::rename(place.path("sweeps/bare"), place.path("moved")).unwrap();
+    std::fs::remove_file(place.path("base.toml")).unwrap();
+    std::fs::remove_dir_all(place.path("moved/cells/two__seed1")).unwrap();
+    let again = place.succeed(&["sweep", "moved", "--jobs", "1"]);
+    assert_eq!(again.out.replace("moved", "sweeps/bare"), first.out);
+    assert_eq!(place.read("moved/cells/two__seed1/config.toml"), config);
+    // A sweep whose base is gone leaves nothing behind.
+    place.fail(2, &["sweep", "bare.toml"]);
+    assert!(!place.path("sweeps/bare").exists());
+}
+
+#[test]
+fn jobs_are_of_no_use_without_training() {
+    let place = Place::new();
+    for other in ["--report-only", "--dry-run"] {
+        let text = place.fail(2, &["sweep", "pendulum-learning-rate", "--jobs", "2", other]);
+        assert!(text.contains(&format!("'--jobs <N>' cannot be used with '{other}'")), "{text}");
     }
 }
 
@@ -247,6 +310,7 @@ fn a_failed_cell_is_reported_and_the_others_go_on() {
         base = "TINY"
         seeds = [1]
         set = ["total_steps=600", "robustness=[]", "log.tensorboard=false"]
+        metrics = ["return_agent_mean", "metric_of_huge"]
         [[axis]]
         name = "rate"
         values = { huge = ["agent.ppo.learning_rate=1e38"], small = ["agent.ppo.learning_rate=1e-4"], tiny = ["agent.ppo.learning_rate=1e-5"] }
@@ -259,12 +323,22 @@ fn a_failed_cell_is_reported_and_the_others_go_on() {
     assert_eq!(labels, ["small", "tiny"]);
     let table = String::from_utf8(place.read("sweeps/failing/table.txt")).unwrap();
     assert!(table.contains("small") && !table.contains("huge"), "{table}");
+    // The cell that failed may have the column.
+    assert!(text.contains("not in the finished cells so far: metric_of_huge"), "{text}");
+    assert!(text.contains("which are left out: metric_of_huge") && !table.contains("metric_of_huge"), "{text}");
     // The cell alone is tried again; without training there is a table of the others.
     let again = place.fail(1, &["sweep", "failing.toml"]);
     assert!(again.contains("finished=2") && again.contains("1 of 3 cells failed"), "{again}");
     let report = place.succeed(&["sweep", "failing.toml", "--report-only"]);
     assert!(report.err.contains("2 of 3 cells are finished"), "{}", report.err);
+    assert!(report.err.contains("which are left out: metric_of_huge"), "{}", report.err);
     assert_eq!(names(&place.path("sweeps/failing/plots")), ["outcome.png", "outcome.svg"]);
+    // A report that cannot be written does not hide the cells that failed.
+    std::fs::remove_dir_all(place.path("sweeps/failing/plots")).unwrap();
+    place.write("sweeps/failing/plots", "");
+    let both = place.fail(1, &["sweep", "failing.toml"]);
+    assert!(both.contains("1 of 3 cells failed") && both.contains("huge__seed1: training stopped in update"), "{both}");
+    assert!(both.contains("there is no report of the finished cells") && both.contains("cannot create sweeps/failing/plots"), "{both}");
 }
 
 #[test]
@@ -314,7 +388,7 @@ fn a_column_that_does_not_exist_is_shown_in_the_file() {
     let text = file("").replace("by = \"length\"", "by = \"lenght\"").replace("seeds = [1, 2]", "seeds = [1]");
     place.write("grid.toml", &text);
     let first = place.fail(2, &["sweep", "grid.toml"]);
-    assert!(first.contains("the sweep goes on") && first.contains("did you mean `length`?"), "{first}");
+    assert!(first.contains("not in the finished cells so far: lenght\n") && first.contains("did you mean `length`?"), "{first}");
     assert_eq!(csv(&place, "sweeps/grid/results.csv").len(), 6);
     insta::assert_snapshot!("unknown_column", place.fail(2, &["sweep", "grid.toml", "--report-only"]).replace(TINY, "TINY"));
 }
@@ -322,7 +396,9 @@ fn a_column_that_does_not_exist_is_shown_in_the_file() {
 #[test]
 fn recipes_of_sweeps_are_listed_shown_and_copied() {
     let place = Place::new();
-    assert!(place.succeed(&["recipe", "list"]).out.contains("\nSweeps, for `steadfast sweep`:\npendulum-learning-rate  "));
+    let list = place.succeed(&["recipe", "list"]).out;
+    let sweeps = list.split("\nSweeps, for `steadfast sweep`:\n").nth(1).unwrap();
+    assert!(sweeps.lines().any(|line| line.starts_with("pendulum-learning-rate  ")), "{list}");
     let shown = place.succeed(&["recipe", "show", "pendulum-learning-rate"]).out;
     assert_eq!(place.succeed(&["recipe", "copy", "pendulum-learning-rate", "mine.toml"]).out, "mine.toml\n");
     assert_eq!(place.read("mine.toml"), shown.as_bytes());

@@ -35,7 +35,7 @@ pub trait TextEncoder: Sync {
 const CHUNK: usize = 256;
 
 /// Passes without a higher accuracy after which learning stops.
-const PATIENCE: usize = 2;
+const PATIENCE: usize = 1;
 
 /// Streams the pairs of texts of a file and judges each by a model that has not seen it; `progress` is told the pass (from
 /// 1) and the rows that it has read.

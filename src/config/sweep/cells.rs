@@ -7,6 +7,7 @@ use tracing::warn;
 use super::{Sweep, SweepConfig, ValueConfig, Word, slug};
 use crate::config::load::{self, Mistake};
 use crate::config::report::Problem;
+use crate::config::source::Source;
 use crate::config::{ExperimentConfig, render};
 use crate::failure::{Failure, Result};
 
@@ -35,8 +36,7 @@ pub struct Cell {
 /// [`Failure::Usage`] that shows the first mistake in the sweep file, or in the experiment that it varies.
 pub fn cells(sweep: &Sweep) -> Result<Vec<Cell>> {
     let config = &sweep.config;
-    let (base_name, base_text) =
-        load::source(config.base.get_ref(), &sweep.directory).map_err(|failure| failure.during("cannot read the base of the sweep"))?;
+    let base = sweep.base()?;
     let seeds = config.seeds.get_ref();
     let n = config.axis.iter().map(|a| a.values.entries.len()).try_fold(seeds.len(), usize::checked_mul);
     if n.is_none_or(|n| n > MAX_CELLS) {
@@ -58,7 +58,7 @@ pub fn cells(sweep: &Sweep) -> Result<Vec<Cell>> {
                 return Err(Failure::usage(message, "rename one of the labels"));
             }
             let changes = Changes { config, combination: &combination, seed };
-            let resolved = changes.resolve(sweep, &base_name, &base_text)?;
+            let resolved = changes.resolve(sweep, &base)?;
             found.push(Cell { name, labels, seed, config: resolved });
         }
     }
@@ -122,7 +122,7 @@ struct Changes<'a> {
 }
 
 impl Changes<'_> {
-    fn resolve(&self, sweep: &Sweep, base_name: &str, base_text: &str) -> Result<ExperimentConfig> {
+    fn resolve(&self, sweep: &Sweep, base: &Source) -> Result<ExperimentConfig> {
         // Cells are run side by side, so each has one thread unless the file says otherwise.
         let mut texts = vec!["threads=1".to_string()];
         let mut words = vec![(None, None)];
@@ -140,7 +140,7 @@ impl Changes<'_> {
         }
         texts.push(format!("seed={}", self.seed));
         words.push((None, None));
-        load::resolve(base_name, base_text, &texts).map_err(|mistake| match mistake {
+        load::resolve(&base.shown, &base.text, &texts).map_err(|mistake| match mistake {
             Mistake::InFile(error) => {
                 let cell = cell_name(&self.labels(), self.seed);
                 Failure::Usage((*error).into()).during(&format!("the experiment does not fit in cell `{cell}`"))

@@ -10,7 +10,7 @@ use crate::config::report::{Problem, suggest};
 type Mistake = (Range<usize>, Problem);
 
 /// Names of columns that an axis must not have.
-const COLUMNS: [&str; 7] = ["seed", "selected", "length", "terminated", "return_first", "return_agent_mean", "return_team_sum"];
+const COLUMNS: [&str; 8] = ["seed", "commit", "selected", "length", "terminated", "return_first", "return_agent_mean", "return_team_sum"];
 
 /// The first mistake.
 pub fn check(config: &SweepConfig) -> Result<(), Mistake> {

@@ -5,11 +5,13 @@
 
 mod cells;
 mod check;
+mod label;
 mod ordered;
 mod read;
 mod render;
 
 pub use cells::{ANY, Cell, cells};
+pub use label::{SELECTED, families, slug};
 #[cfg(test)]
 pub use read::parse;
 pub use read::{Sweep, read};
@@ -17,10 +19,8 @@ pub use read::{Sweep, read};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::run::results::DEFAULT_METRIC;
 use ordered::Ordered;
-
-/// What stands behind the family of settings in the label of a selected setting.
-pub const SELECTED: &str = "selected";
 
 /// A text with its place in the file.
 pub type Word = Spanned<String>;
@@ -58,7 +58,7 @@ pub struct SweepConfig {
 }
 
 fn default_metrics() -> Vec<Word> {
-    vec![Word::new(0..0, crate::commands::DEFAULT_METRIC.to_string())]
+    vec![Word::new(0..0, DEFAULT_METRIC.to_string())]
 }
 
 /// Something that is varied.
@@ -149,7 +149,7 @@ pub struct NormaliseConfig {
 }
 
 fn default_metric() -> Word {
-    Word::new(0..0, crate::commands::DEFAULT_METRIC.to_string())
+    Word::new(0..0, DEFAULT_METRIC.to_string())
 }
 
 fn default_zero() -> Word {
@@ -205,31 +205,4 @@ impl SweepConfig {
         let axis = self.select.as_ref().and_then(|s| self.axis(s.axis.get_ref()));
         axis.is_some_and(|(_, axis)| !axis.has(label) && self.labels(axis).iter().any(|l| l == label))
     }
-}
-
-/// Families with more than one label, and their labels, in the order of the file.
-pub fn families(axis: &AxisConfig) -> Vec<(&str, Vec<&str>)> {
-    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
-    for label in axis.labels() {
-        let family = label.split(' ').next().unwrap_or_default();
-        match found.iter_mut().find(|(name, _)| *name == family) {
-            Some((_, members)) => members.push(label),
-            None => found.push((family, vec![label])),
-        }
-    }
-    found.retain(|(_, members)| members.len() > 1);
-    found
-}
-
-/// The label as part of a file name.
-pub fn slug(label: &str) -> String {
-    let mut text = String::new();
-    for c in label.chars() {
-        match c {
-            c if c.is_ascii_alphanumeric() || ".-+".contains(c) => text.push(c),
-            _ if text.ends_with('_') => {}
-            _ => text.push('_'),
-        }
-    }
-    text.trim_matches(['_', '.', '-']).to_string()
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::{SweepConfig, Word, check};
 use crate::config::recipe;
-use crate::config::report::{ConfigError, Problem, suggest};
+use crate::config::report::{ConfigError, Problem};
+use crate::config::source::{Kind, Source};
 use crate::failure::{Failure, Result};
 
 /// Name of the description of a sweep in its directory.
@@ -30,11 +31,8 @@ pub struct Sweep {
 /// # Errors
 /// [`Failure::Usage`] that shows the place of the first mistake.
 pub fn read(name: &str) -> Result<Sweep> {
-    if let Some(text) = recipe::sweep_text(name) {
-        return parse(&format!("recipe {name}"), text, Path::new(""));
-    }
     let path = Path::new(name);
-    if path.is_dir() {
+    if recipe::sweep_text(name).is_none() && path.is_dir() {
         let file = path.join(FILE);
         let text = std::fs::read_to_string(&file).map_err(|e| {
             Failure::usage(
@@ -45,23 +43,8 @@ pub fn read(name: &str) -> Result<Sweep> {
         let sweep = parse(&file.display().to_string(), &text, path)?;
         return Ok(Sweep { output: path.to_path_buf(), ..sweep });
     }
-    match std::fs::read(path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => parse(name, &text, path.parent().unwrap_or(Path::new(""))),
-            Err(_) => Err(Failure::usage(format!("{name} is not UTF-8 text"), "a sweep is a TOML file")),
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let help = match recipe::text(name) {
-                Some(_) => format!("`{name}` is a recipe of one experiment: write a sweep with `base = \"{name}\"`"),
-                None => {
-                    let names: Vec<&str> = recipe::SWEEPS.iter().map(|(n, _)| *n).collect();
-                    format!("{} (`steadfast recipe list` shows the recipes)", suggest(name, &names))
-                }
-            };
-            Err(Failure::usage(format!("there is no sweep recipe and no file called `{name}`"), help))
-        }
-        Err(error) => Err(Failure::usage(format!("cannot read {name}: {error}"), "give a recipe or a TOML file")),
-    }
+    let found = Source::find(Kind::Sweep, name, Path::new(""))?;
+    parse(&found.shown, &found.text, &found.directory)
 }
 
 /// As [`read`], from text that is called `name` in messages.
@@ -89,6 +72,15 @@ pub fn parse(name: &str, text: &str, directory: &Path) -> Result<Sweep> {
 }
 
 impl Sweep {
+    /// The text of the experiment that is varied. It need not be valid without the sweep's changes.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if there is no such recipe or file.
+    pub fn base(&self) -> Result<Source> {
+        let found = Source::find(Kind::Experiment, self.config.base.get_ref(), &self.directory);
+        found.map_err(|failure| failure.during("cannot read the base of the sweep"))
+    }
+
     /// A mistake at `span` of the file.
     pub fn mistake(&self, span: Range<usize>, problem: Problem) -> Failure {
         Failure::Usage(ConfigError::new(&self.name, &self.text, Some(span), problem).into())

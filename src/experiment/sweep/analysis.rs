@@ -4,39 +4,45 @@
 use std::collections::BTreeMap;
 
 use super::outcome::Row;
-use crate::config::sweep::{ANY, Best, NormaliseConfig, SELECTED, SelectConfig, SweepConfig, families};
+use crate::config::sweep::{ANY, Best, Cell, NormaliseConfig, SELECTED, SelectConfig, SweepConfig, families};
 use crate::plot::stats::Summary;
 
 /// Whether two labels of one axis can stand for each other.
-fn fits(a: &str, b: &str) -> bool {
+pub fn fits(a: &str, b: &str) -> bool {
     a == b || a == ANY || b == ANY
 }
 
-/// Whether a row belongs to a combination of labels.
-pub fn belongs(row: &Row, labels: &[&str]) -> bool {
-    row.labels.iter().zip(labels).all(|(a, b)| fits(a, b))
+/// Whether the labels of a row are those of a combination.
+pub fn belongs(own: &[String], labels: &[&str]) -> bool {
+    own.iter().zip(labels).all(|(a, b)| fits(a, b))
 }
 
-/// Adds the normalised column to `rows`. A row gets none while its reference is not finished.
-pub fn normalise(config: &SweepConfig, normalise: &NormaliseConfig, rows: &mut [Row]) {
+/// Adds the normalised column to `rows`. A row gets none until all of its reference's cells are finished and have both
+/// numbers: a mean over some of them would be another scale.
+pub fn normalise(config: &SweepConfig, normalise: &NormaliseConfig, cells: &[Cell], rows: &mut [Row]) {
     let Some((axis, _)) = config.axis(normalise.axis.get_ref()) else { return };
-    let (metric, zero, column) = (normalise.metric.get_ref(), normalise.zero.get_ref(), normalise.column());
+    let (metric, zero, reference) = (normalise.metric.get_ref(), normalise.zero.get_ref(), normalise.value.get_ref());
     let mut added = Vec::new();
     for (i, row) in rows.iter().enumerate() {
+        let Some(value) = row.values.get(metric) else { continue };
         let mut labels: Vec<&str> = row.labels.iter().map(String::as_str).collect();
-        labels[axis] = normalise.value.get_ref();
-        let is_reference = |r: &&Row| r.labels[axis] == labels[axis] && belongs(r, &labels) && (!normalise.by_seed || r.seed == row.seed);
-        let mean = |name: &str| {
-            let values: Vec<f64> = rows.iter().filter(is_reference).filter_map(|r| r.values.get(name).copied()).collect();
-            Summary::of(&values).map(|s| s.mean)
-        };
-        if let (Some(value), Some(low), Some(high)) = (row.values.get(metric), mean(zero), mean(metric)) {
-            let fraction = (value - low) / (high - low);
+        labels[axis] = reference;
+        let is_reference =
+            |own: &[String], seed: u64| own[axis] == *reference && belongs(own, &labels) && (!normalise.by_seed || seed == row.seed);
+        let n = cells.iter().filter(|c| is_reference(&c.labels, c.seed)).count();
+        let finished = rows.iter().filter(|r| is_reference(&r.labels, r.seed));
+        let (low, high): (Vec<f64>, Vec<f64>) = finished.filter_map(|r| Some((*r.values.get(zero)?, *r.values.get(metric)?))).unzip();
+        if low.len() < n {
+            continue;
+        }
+        if let (Some(low), Some(high)) = (Summary::of(&low), Summary::of(&high)) {
+            let fraction = (value - low.mean) / (high.mean - low.mean);
             if fraction.is_finite() {
                 added.push((i, fraction));
             }
         }
     }
+    let column = normalise.column();
     for (i, value) in added {
         rows[i].values.insert(column.clone(), value);
     }
@@ -77,7 +83,7 @@ pub fn select(config: &SweepConfig, select: &SelectConfig, rows: &[Row]) -> Vec<
             }
         }
         if let Some((_, row)) = best {
-            found.push(Row { labels, seed, selected: Some(row.labels[axis].clone()), values: row.values.clone() });
+            found.push(Row { labels, seed, selected: Some(row.labels[axis].clone()), ..row.clone() });
         }
     }
     found
@@ -122,13 +128,13 @@ impl Group<'_> {
         Summary::of(&self.rows.iter().filter_map(|r| r.values.get(column).copied()).collect::<Vec<_>>())
     }
 
-    /// Mean over the common seeds of the difference to `other` with its 95 % interval.
-    pub fn difference(&self, other: &Group<'_>, column: &str) -> Option<Summary> {
+    /// Differences to `other` over the common seeds.
+    pub fn differences(&self, other: &Group<'_>, column: &str) -> Vec<f64> {
         let of_seed = |row: &&Row| {
             let twin = other.rows.iter().find(|r| r.seed == row.seed)?;
             Some(row.values.get(column)? - twin.values.get(column)?)
         };
-        Summary::of(&self.rows.iter().filter_map(of_seed).collect::<Vec<_>>())
+        self.rows.iter().filter_map(of_seed).collect()
     }
 }
 
@@ -158,7 +164,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::sweep::{Sweep, parse};
+    use crate::config::sweep::{Sweep, cells, parse};
 
     const SWEEP: &str = r#"
         name = "by-hand"
@@ -185,7 +191,13 @@ mod tests {
 
     fn row(noise: &str, method: &str, seed: u64, values: &[(&str, f64)]) -> Row {
         let values = values.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
-        Row { labels: vec![noise.to_string(), method.to_string()], seed, selected: None, values }
+        Row { labels: vec![noise.to_string(), method.to_string()], seed, makers: Vec::new(), selected: None, values }
+    }
+
+    fn normalised(sweep: &Sweep, rows: &mut [Row]) -> Vec<Option<f64>> {
+        let cells = cells(sweep).unwrap_or_else(|e| panic!("{}", e.render(false, 100)));
+        normalise(&sweep.config, sweep.config.normalise.as_ref().unwrap(), &cells, rows);
+        rows.iter().map(|r| r.values.get("return_agent_mean_normalised").copied()).collect()
     }
 
     fn returns(first: f64, last: f64) -> [(&'static str, f64); 2] {
@@ -194,7 +206,7 @@ mod tests {
 
     #[test]
     fn returns_are_normalised_by_the_reference_of_all_seeds() {
-        let config = sweep(SWEEP).config;
+        let sweep = sweep(SWEEP);
         let mut rows = vec![
             row("none", "plain", 1, &returns(-99.0, 20.0)),
             row("much", "plain", 2, &returns(0.0, -10.0)),
@@ -202,40 +214,46 @@ mod tests {
             row("any", "best", 2, &returns(30.0, 60.0)),
             row("none", "r 0.3", 1, &[("length", 7.0)]),
         ];
-        normalise(&config, config.normalise.as_ref().unwrap(), &mut rows);
-        let found: Vec<Option<f64>> = rows.iter().map(|r| r.values.get("return_agent_mean_normalised").copied()).collect();
+        let found = normalised(&sweep, &mut rows);
         // Random is (10 + 30) / 2 = 20 and the reference (40 + 60) / 2 = 50.
         assert_eq!(found, [Some(0.0), Some(-1.0), Some(20.0 / 30.0), Some(40.0 / 30.0), None]);
+
+        // Without one of its numbers, or a seed, the reference would be another one.
+        rows.iter_mut().for_each(|r| r.values.retain(|name, _| name != "return_agent_mean_normalised"));
+        let zero = rows[3].values.remove("return_first").unwrap();
+        assert_eq!(normalised(&sweep, &mut rows), [None; 5]);
+        rows[3].values.insert("return_first".to_string(), zero);
+        let reference = rows.remove(3);
+        assert_eq!(normalised(&sweep, &mut rows), [None; 4]);
+        rows.push(reference);
+        assert_eq!(normalised(&sweep, &mut rows)[0], Some(0.0));
     }
 
     #[test]
     fn returns_are_normalised_seed_by_seed_if_asked() {
-        let config = sweep(&SWEEP.replace("value = \"best\"", "value = \"best\", by_seed = true")).config;
+        let sweep = sweep(&SWEEP.replace("value = \"best\"", "value = \"best\", by_seed = true"));
         let mut rows = vec![
             row("none", "plain", 1, &returns(0.0, 25.0)),
             row("none", "plain", 2, &returns(0.0, 60.0)),
             row("any", "best", 1, &returns(10.0, 40.0)),
-            row("any", "best", 3, &returns(30.0, 60.0)),
+            row("none", "r 0.3", 1, &returns(0.0, 10.0)),
         ];
-        normalise(&config, config.normalise.as_ref().unwrap(), &mut rows);
-        let found: Vec<Option<f64>> = rows.iter().map(|r| r.values.get("return_agent_mean_normalised").copied()).collect();
+        let found = normalised(&sweep, &mut rows);
         // The reference of seed 2 is not finished.
-        assert_eq!(found, [Some(0.5), None, Some(1.0), Some(1.0)]);
+        assert_eq!(found, [Some(0.5), None, Some(1.0), Some(0.0)]);
     }
 
     #[test]
     fn the_reference_has_the_same_other_labels() {
-        let text = SWEEP.replace("best = { set = [], ignores = [\"noise\"] }", "best = []");
-        let config = sweep(&text).config;
+        let text = SWEEP.replace("best = { set = [], ignores = [\"noise\"] }", "best = []").replace("[1, 2]", "[1]");
+        let sweep = sweep(&text);
         let mut rows = vec![
             row("none", "plain", 1, &returns(0.0, 5.0)),
             row("much", "plain", 1, &returns(0.0, 5.0)),
             row("none", "best", 1, &returns(0.0, 10.0)),
             row("much", "best", 1, &returns(0.0, 20.0)),
         ];
-        normalise(&config, config.normalise.as_ref().unwrap(), &mut rows);
-        let found: Vec<f64> = rows.iter().map(|r| r.values["return_agent_mean_normalised"]).collect();
-        assert_eq!(found, [0.5, 0.25, 1.0, 1.0]);
+        assert_eq!(normalised(&sweep, &mut rows), [0.5, 0.25, 1.0, 1.0].map(Some));
     }
 
     #[test]
@@ -284,7 +302,7 @@ mod tests {
         assert_eq!(labels, ["none plain", "none r 0.3", "much plain", "any best"]);
         let other = counterpart(&config, &groups, &groups[1]).unwrap();
         assert_eq!(other.labels, ["none", "plain"]);
-        let difference = groups[1].difference(other, "x").unwrap();
+        let difference = Summary::of(&groups[1].differences(other, "x")).unwrap();
         // Differences 1 and 3: mean 2, standard error 1, and the quantile of one degree of freedom is 12.706.
         assert_eq!((difference.n, difference.mean), (2, 2.0));
         assert!((difference.half_width - 12.706).abs() < 1e-3);

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use tracing::warn;
 
+use crate::config::ExperimentConfig;
+use crate::config::source::Source;
 use crate::config::sweep::{Cell, Sweep};
-use crate::config::{ExperimentConfig, load, render};
 use crate::failure::{Failure, Result};
 use crate::run::directory::{RunDirectory, RunLock};
 use crate::run::log::write_whole;
@@ -56,14 +57,13 @@ impl SweepDirectory {
         RunLock::take(&self.path, "sweep.lock")
     }
 
-    /// Stores what the sweep is.
+    /// Stores what the sweep is: `base` word for word, because a change may depend on what it leaves out, and because it
+    /// need not be valid without the changes.
     ///
     /// # Errors
     /// [`Failure::Run`] naming the file.
-    pub fn describe(&self, sweep: &Sweep) -> Result<()> {
-        let (name, text) = load::source(sweep.config.base.get_ref(), &sweep.directory)?;
-        let base = render::resolved(&load::text(&name, &text, &[])?.config);
-        write_whole(&self.file("base.toml"), base.as_bytes())?;
+    pub fn describe(&self, sweep: &Sweep, base: &Source) -> Result<()> {
+        write_whole(&self.file("base.toml"), base.text.as_bytes())?;
         write_whole(&self.file("sweep.toml"), sweep.config.resolved("base.toml").as_bytes())
     }
 

@@ -3,9 +3,9 @@
 //! ```text
 //! sweeps/NAME/
 //!     sweep.toml       the sweep with every default filled in
-//!     base.toml        the experiment that it varies, resolved
+//!     base.toml        the experiment that it varies, word for word
 //!     cells/CELL/      an ordinary run directory, and train.log with what the run said
-//!     results.csv      one line per finished cell: labels, seed, outcomes
+//!     results.csv      one line per finished cell: labels, seed, the commit that made it, outcomes
 //!     selected.csv     one line per seed and family of settings, if settings are selected
 //!     table.txt        means over seeds with 95 % intervals
 //!     plots/           pictures
@@ -19,3 +19,4 @@ pub mod directory;
 pub mod execute;
 pub mod outcome;
 pub mod picture;
+pub mod program;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::program::Program;
 use crate::config::sweep::Cell;
 use crate::failure::{Failure, Result};
 use crate::run::directory::RunDirectory;
+use crate::run::manifest::Manifest;
 use crate::run::results::{self, EvalRow, Source};
 
 /// Outcomes of a cell, or of a selected setting.
@@ -14,6 +16,8 @@ pub struct Row {
     pub labels: Vec<String>,
     /// Seed.
     pub seed: u64,
+    /// The programs that made it, one after the other; none if that is unknown.
+    pub makers: Vec<Program>,
     /// The label that was selected, if this is the row of a family.
     pub selected: Option<String>,
     /// Numbers by the names of their columns; what is not a finite number is absent.
@@ -58,7 +62,17 @@ impl Row {
             flatten(group, value, &mut values);
         }
         values.retain(|_, value| value.is_finite());
-        Ok(Some(Self { labels: cell.labels.clone(), seed: cell.seed, selected: None, values }))
+        let makers = Manifest::read(run).map(|manifest| Program::makers(&manifest)).unwrap_or_default();
+        Ok(Some(Self { labels: cell.labels.clone(), seed: cell.seed, makers, selected: None, values }))
+    }
+}
+
+impl Row {
+    /// The commits that made it, joined with `+`.
+    fn commit(&self) -> String {
+        let mut commits: Vec<&str> = self.makers.iter().map(Program::short_commit).collect();
+        commits.dedup();
+        commits.join("+")
     }
 }
 
@@ -90,10 +104,10 @@ pub fn csv(axes: &[&str], rows: &[Row]) -> Vec<u8> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut write = |fields: Vec<String>| writer.write_record(fields).expect("writing to memory cannot fail");
     let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
-    write([words(axes), words(&["seed"]), words(if is_selection { &["selected"] } else { &[] }), words(&columns)].concat());
+    write([words(axes), words(&["seed", "commit"]), words(if is_selection { &["selected"] } else { &[] }), words(&columns)].concat());
     for row in rows {
         let mut fields = row.labels.clone();
-        fields.push(row.seed.to_string());
+        fields.extend([row.seed.to_string(), row.commit()]);
         fields.extend(is_selection.then(|| row.selected.clone().unwrap_or_default()));
         fields.extend(columns.iter().map(|name| row.values.get(*name).map_or_else(String::new, ToString::to_string)));
         write(fields);
@@ -118,11 +132,12 @@ mod tests {
         let row = |label: &str, values: &[(&str, f64)]| Row {
             labels: vec![label.to_string()],
             seed: 3,
+            makers: Vec::new(),
             selected: None,
             values: values.iter().map(|(k, v)| ((*k).to_string(), *v)).collect(),
         };
         let rows = [row("a,b", &[("reward_auroc", 0.5), ("return_first", -1.5)]), row("c", &[("return_first", 1e-7)])];
         let text = String::from_utf8(csv(&["noise"], &rows)).unwrap();
-        assert_eq!(text, "noise,seed,return_first,reward_auroc\n\"a,b\",3,-1.5,0.5\nc,3,0.0000001,\n");
+        assert_eq!(text, "noise,seed,commit,return_first,reward_auroc\n\"a,b\",3,,-1.5,0.5\nc,3,,0.0000001,\n");
     }
 }

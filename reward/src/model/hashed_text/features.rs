@@ -49,14 +49,14 @@ struct Count {
 #[derive(Debug, Default)]
 struct CountTable {
     counts: Vec<Count>,
-    /// 1 + position in `counts`, or 0; a power of two of places, at least twice as many as counts.
-    places: Vec<u32>,
+    /// Key and 1 + position in `counts`, or 0 for none; a power of two of places, at least twice as many as counts.
+    places: Vec<(u32, u32)>,
 }
 
 impl CountTable {
     fn clear(&mut self) {
         self.counts.clear();
-        self.places.fill(0);
+        self.places.fill((0, 0));
     }
 
     #[inline]
@@ -74,28 +74,29 @@ impl CountTable {
         let mask = self.places.len() - 1;
         let mut place = key as usize & mask;
         loop {
-            match self.places[place] as usize {
-                0 => {
+            match self.places[place] {
+                (_, 0) => {
                     self.counts.push(Count { key, chosen: 0, rejected: 0 });
-                    self.places[place] = self.counts.len() as u32;
+                    self.places[place] = (key, self.counts.len() as u32);
                     return self.counts.len() - 1;
                 }
-                found if self.counts[found - 1].key == key => return found - 1,
+                (found, position) if found == key => return position as usize - 1,
                 _ => place = (place + 1) & mask,
             }
         }
     }
 
+    #[cold]
     fn grow(&mut self) {
         let size = (4 * (self.counts.len() + 1)).next_power_of_two().max(1024);
         self.places.clear();
-        self.places.resize(size, 0);
+        self.places.resize(size, (0, 0));
         for (i, count) in self.counts.iter().enumerate() {
             let mut place = count.key as usize & (size - 1);
-            while self.places[place] != 0 {
+            while self.places[place].1 != 0 {
                 place = (place + 1) & (size - 1);
             }
-            self.places[place] = i as u32 + 1;
+            self.places[place] = (count.key, i as u32 + 1);
         }
     }
 }
@@ -110,6 +111,7 @@ pub struct FeatureBuffers {
     examples: Vec<Token>,
     word_pairs: CountTable,
     n_grams: CountTable,
+    logarithms: Logarithms,
 }
 
 /// Hashes texts into `2^bits` places.
@@ -133,7 +135,7 @@ impl TextFeatures {
 
     /// The features of a pair.
     pub fn difference(&self, pair: &TextPair, buffers: &mut FeatureBuffers) -> SparseDifference {
-        let FeatureBuffers { characters, tokens, words, examples, word_pairs, n_grams } = buffers;
+        let FeatureBuffers { characters, tokens, words, examples, word_pairs, n_grams, logarithms } = buffers;
         characters.clear();
         words.clear();
         examples.clear();
@@ -175,9 +177,9 @@ impl TextFeatures {
         let room = words.counts.len() + word_pairs.counts.len() + n_grams.counts.len() + DENSE_FEATURES;
         out.indices.reserve(room);
         out.values.reserve(room);
-        self.subtract(words, 1.0, &mut out);
-        self.subtract(word_pairs, WORD_PAIR_SCALE, &mut out);
-        self.subtract(n_grams, N_GRAM_SCALE, &mut out);
+        self.subtract(words, logarithms, 1.0, &mut out);
+        self.subtract(word_pairs, logarithms, WORD_PAIR_SCALE, &mut out);
+        self.subtract(n_grams, logarithms, N_GRAM_SCALE, &mut out);
         self.subtract_dense(&words.counts[..n_prompt_words], sizes, &mut out);
         out
     }
@@ -199,15 +201,15 @@ impl TextFeatures {
     }
 
     /// Appends the features of one kind, of which each text has a vector of length `size`.
-    fn subtract(&self, table: &CountTable, size: f32, out: &mut SparseDifference) {
+    fn subtract(&self, table: &CountTable, logarithms: &Logarithms, size: f32, out: &mut SparseDifference) {
         let mut squares = [0.0_f32; 2];
         for count in &table.counts {
-            squares[0] += damped(count.chosen).powi(2);
-            squares[1] += damped(count.rejected).powi(2);
+            squares[0] += logarithms.of(count.chosen).powi(2);
+            squares[1] += logarithms.of(count.rejected).powi(2);
         }
         let scale = squares.map(|s| if s > 0.0 { size / s.sqrt() } else { 0.0 });
         for count in &table.counts {
-            let value = damped(count.chosen) * scale[0] - damped(count.rejected) * scale[1];
+            let value = logarithms.of(count.chosen) * scale[0] - logarithms.of(count.rejected) * scale[1];
             if value != 0.0 {
                 out.indices.push(count.key & ((1 << self.bits) - 1));
                 out.values.push(if count.key >> 31 == 0 { value } else { -value });
@@ -232,12 +234,21 @@ impl TextFeatures {
     }
 }
 
-/// Counts grow into features slower than linearly: the tenth occurrence of a word says little.
-#[inline]
-fn damped(count: u32) -> f32 {
-    use std::f32::consts::LN_2;
-    const SMALL: [f32; 4] = [0.0, LN_2, 1.098_612_3, 2.0 * LN_2];
-    SMALL.get(count as usize).copied().unwrap_or_else(|| (1.0 + count as f32).ln())
+/// `ln(1 + count)`: counts grow into features slower than linearly, as the tenth occurrence of a word says little.
+#[derive(Debug)]
+struct Logarithms([f32; 256]);
+
+impl Default for Logarithms {
+    fn default() -> Self {
+        Self(std::array::from_fn(|count| (1.0 + count as f32).ln()))
+    }
+}
+
+impl Logarithms {
+    #[inline]
+    fn of(&self, count: u32) -> f32 {
+        self.0.get(count as usize).copied().unwrap_or_else(|| (1.0 + count as f32).ln())
+    }
 }
 
 #[inline]

@@ -317,6 +317,7 @@ mod tests {
 
     /// Computed from the definition by another program: words `a` and `cat`, their pair, the n-grams `|a|`, `|ca`, `|cat`,
     /// `|cat|`, `cat`, `cat|`, `at|`, two lengths.
+    #[allow(clippy::approx_constant, reason = "digits of the other program, not a constant of ours")]
     const FIXED: &[(u32, f32)] = &[
         (48575, 0.7071),
         (89393, -0.7071),
