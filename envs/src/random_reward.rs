@@ -172,13 +172,6 @@ impl Environment for RandomReward {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::check_environment;
-
-    #[test]
-    fn keeps_the_contract() {
-        let config = RandomRewardConfig { horizon: 7, ..Default::default() };
-        check_environment(&|| Ok(Box::new(config.build()?))).unwrap();
-    }
 
     #[test]
     fn returns_have_the_scale_and_depend_on_the_seed() {

@@ -50,14 +50,14 @@ pub enum RewardError {
     #[error("{0}")]
     Data(String),
     /// A margin, loss or parameter became NaN or infinite.
-    #[error("non-finite {tensor} ({value}) in epoch {epoch}, pair `{pair}`")]
+    #[error("non-finite {tensor} ({value}){}, pair `{pair}`", in_epoch(*epoch))]
     NonFinite {
         /// Which number.
         tensor: &'static str,
         /// The value.
         value: f32,
-        /// Pass over the data, from 1; 0 outside of fitting.
-        epoch: usize,
+        /// Pass over the data, from 1; nothing outside of fitting.
+        epoch: Option<usize>,
         /// Identifier of the pair.
         pair: String,
     },
@@ -71,6 +71,10 @@ pub enum RewardError {
 
 /// Result of this crate.
 pub type Result<T, E = RewardError> = std::result::Result<T, E>;
+
+fn in_epoch(epoch: Option<usize>) -> String {
+    epoch.map_or_else(String::new, |epoch| format!(" in epoch {epoch}"))
+}
 
 /// Checks one range of a configuration.
 pub(crate) fn require(is_valid: bool, field: &str, expected: &str, got: impl std::fmt::Display) -> Result<()> {

@@ -5,8 +5,8 @@
 //! is known about the truth enters nothing but the numbers reported and the selection called `oracle`.
 //!
 //! A pair's own margin is subtracted from the learned one before the loss but does not enter accuracies (the convention of
-//! TRL), pairs found equally good
-//! count half in each direction ([`MarginLoss::batch`]) and are left out of accuracies and of the detection of wrong labels.
+//! TRL). Pairs found equally good count half in each direction ([`MarginLoss::batch`]) and are left out of accuracies and of
+//! the detection of wrong labels.
 //!
 //! `filtered` is two fits from the same start: cross-entropy on all pairs, then again without those of the lowest margins.
 //! The reports of both are one list, the second fit's passes counted on.
@@ -366,7 +366,7 @@ impl<P> Run<'_, P> {
             for (i, preference) in batch.iter().enumerate() {
                 for (tensor, value) in [("margin", margins[i]), ("loss", out[i].value), ("slope of the loss", out[i].slope)] {
                     if !value.is_finite() && failure.is_none() {
-                        failure = Some(RewardError::NonFinite { tensor, value, epoch, pair: preference.id.clone() });
+                        failure = Some(RewardError::NonFinite { tensor, value, epoch: Some(epoch), pair: preference.id.clone() });
                     }
                 }
                 let delta = if equal[i] { 0.0 } else { self.loss.outlier(adjusted[i]) };
@@ -396,7 +396,7 @@ impl<P> Run<'_, P> {
             for (preference, margin) in batch.iter().zip(out) {
                 let value = *margin;
                 if !value.is_finite() {
-                    return Err(RewardError::NonFinite { tensor: "margin", value, epoch, pair: preference.id.clone() });
+                    return Err(RewardError::NonFinite { tensor: "margin", value, epoch: Some(epoch), pair: preference.id.clone() });
                 }
             }
         }

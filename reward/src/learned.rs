@@ -101,11 +101,6 @@ impl LearnedReward {
         self.scale
     }
 
-    /// The model.
-    pub fn model(&self) -> &MlpReward {
-        &self.model
-    }
-
     /// Mean and population deviation of the model's rewards over all steps.
     fn statistics<'a>(&mut self, segments: impl IntoIterator<Item = &'a Segment>) -> Result<[f64; 2]> {
         let (mut rewards, mut all) = (Vec::new(), Vec::new());

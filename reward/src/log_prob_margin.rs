@@ -172,8 +172,8 @@ impl LogProbMarginConfig {
     /// [`RewardError::Data`] for an answer without tokens, a missing reference, or a log-probability above 0 by more than
     /// rounding explains; [`RewardError::NonFinite`] for one that is NaN or infinite, or for such a margin.
     pub fn margin(&self, id: &str, chosen: &AnswerLogProb, rejected: &AnswerLogProb) -> Result<LogProbMargin> {
-        let chosen = Checked::new(id, "chosen", chosen, self.needs_reference())?;
-        let rejected = Checked::new(id, "rejected", rejected, self.needs_reference())?;
+        let chosen = Checked::new(id, &CHOSEN, chosen, self.needs_reference())?;
+        let rejected = Checked::new(id, &REJECTED, rejected, self.needs_reference())?;
         // In double precision: log-probabilities of long answers are large and close to those of the reference.
         let (margin, by_chosen, by_rejected) = match self {
             Self::Dpo(c) => (c.beta * (chosen.log_ratio() - rejected.log_ratio()), c.beta, -c.beta),
@@ -198,11 +198,26 @@ impl LogProbMarginConfig {
         };
         let margin = margin as f32;
         if !margin.is_finite() {
-            return Err(RewardError::NonFinite { tensor: "margin", value: margin, epoch: 0, pair: id.to_string() });
+            return Err(RewardError::NonFinite { tensor: "margin", value: margin, epoch: None, pair: id.to_string() });
         }
         Ok(LogProbMargin { margin, by_chosen: by_chosen as f32, by_rejected: by_rejected as f32 })
     }
 }
+
+/// What the numbers of an answer are called in errors.
+struct Names {
+    answer: &'static str,
+    policy: &'static str,
+    reference: &'static str,
+}
+
+const CHOSEN: Names =
+    Names { answer: "chosen", policy: "log-probability of the chosen answer", reference: "reference log-probability of the chosen answer" };
+const REJECTED: Names = Names {
+    answer: "rejected",
+    policy: "log-probability of the rejected answer",
+    reference: "reference log-probability of the rejected answer",
+};
 
 /// An answer whose numbers can be used.
 struct Checked {
@@ -212,7 +227,8 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(id: &str, which: &str, answer: &AnswerLogProb, needs_reference: bool) -> Result<Self> {
+    fn new(id: &str, names: &Names, answer: &AnswerLogProb, needs_reference: bool) -> Result<Self> {
+        let which = names.answer;
         if answer.n_tokens == 0 {
             return Err(RewardError::Data(format!("pair `{id}`: the {which} answer has no tokens")));
         }
@@ -226,12 +242,12 @@ impl Checked {
         };
         // A softmax in single precision may give a certain token a log-probability just above 0.
         let rounding = 1e-5 * answer.n_tokens as f32;
-        for (tensor, value) in [("log-probability", answer.policy), ("reference log-probability", reference)] {
+        for (tensor, value) in [(names.policy, answer.policy), (names.reference, reference)] {
             if !value.is_finite() {
-                return Err(RewardError::NonFinite { tensor, value, epoch: 0, pair: id.to_string() });
+                return Err(RewardError::NonFinite { tensor, value, epoch: None, pair: id.to_string() });
             }
             if value > rounding {
-                return Err(RewardError::Data(format!("pair `{id}`: the {tensor} of the {which} answer is {value}, above 0")));
+                return Err(RewardError::Data(format!("pair `{id}`: the {tensor} is {value}, above 0")));
             }
         }
         Ok(Self { policy: f64::from(answer.policy), reference: f64::from(reference), n_tokens: answer.n_tokens as f64 })
@@ -287,12 +303,15 @@ mod tests {
             let message = |bad: AnswerLogProb| config.margin("p3", &good, &bad).unwrap_err().to_string();
             assert_eq!(message(answer(-3.0, -2.0, 0)), "pair `p3`: the rejected answer has no tokens");
             assert_eq!(message(answer(0.5, -2.0, 4)), "pair `p3`: the log-probability of the rejected answer is 0.5, above 0");
-            assert_eq!(message(answer(f32::NAN, -2.0, 4)), "non-finite log-probability (NaN) in epoch 0, pair `p3`");
+            assert_eq!(message(answer(f32::NAN, -2.0, 4)), "non-finite log-probability of the rejected answer (NaN), pair `p3`");
             assert!(message(answer(f32::NEG_INFINITY, -2.0, 4)).contains("non-finite"));
             let no_reference = config.margin("p3", &AnswerLogProb { reference: None, ..good }, &good);
             assert_eq!(no_reference.is_err(), config.needs_reference(), "{}", config.name());
             let bad_reference = config.margin("p3", &answer(-3.0, f32::NAN, 4), &good);
             assert_eq!(bad_reference.is_err(), config.needs_reference(), "{}", config.name());
+            if let Err(error) = bad_reference {
+                assert_eq!(error.to_string(), "non-finite reference log-probability of the chosen answer (NaN), pair `p3`");
+            }
         }
     }
 

@@ -15,9 +15,10 @@
 //! | `trimmed` | −ln σ(d) of the pairs of a batch that remain when the largest losses are left out | trimmed likelihood |
 //! | `filtered` | cross-entropy, then again without the pairs of the lowest margins | data filtering, the paper's baseline |
 //!
-//! Both identities follow from ln σ(d) − ln σ(−d) = d. They leave no difference of large logarithms, and nothing that
-//! divides by a rounded 1 − 2ε at run time. Values and slopes keep their relative accuracy in both tails. NaN goes in and
-//! NaN comes out; [`fit`](mod@crate::fit) refuses such margins by the name of their pair.
+//! Both identities follow from ln σ(d) − ln σ(−d) = d. Only `robust_dpo` is computed by its own, which leaves no difference
+//! of large logarithms and divides by 1 − 2ε once, in double precision; `label_smoothing` is computed as the sum in the
+//! middle, whose terms have one sign. Where a value or slope is a sum of terms of either sign (the value of `robust_dpo`, the
+//! slope of `label_smoothing`) its error is relative to the terms, elsewhere to itself. NaN goes in and NaN comes out; [`fit`](mod@crate::fit) refuses such margins by the name of their pair.
 
 use serde::{Deserialize, Serialize};
 

@@ -13,7 +13,8 @@ pub struct Segment {
     pub steps: usize,
     /// `[steps, observation_width]`: the observation before each step.
     pub observations: Vec<f32>,
-    /// `[steps, action_width]`: the action of each step. A discrete action is one number, its index.
+    /// `[steps, action_width]`: the action of each step as the policy chose it, limited to the action space, even if a
+    /// perturbation replaced it. A discrete action is one number, its index.
     pub actions: Vec<f32>,
     /// `[steps]`: the environment's own rewards; empty if they are not known.
     pub rewards: Vec<f32>,

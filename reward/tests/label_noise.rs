@@ -328,6 +328,27 @@ fn early_ends_do_not_vanish_from_myopic_eyes() {
 }
 
 #[test]
+fn without_a_past_the_last_step_that_either_has_decides() {
+    let labels = |first: &[f64], second: &[f64]| {
+        let mut pairs = values(std::iter::repeat_n(0.0, 20));
+        for pair in &mut pairs {
+            pair.first = TrueRewards { rewards: first.to_vec(), steps: 5 };
+            pair.second = TrueRewards { rewards: second.to_vec(), steps: 5 };
+        }
+        // B-Pref's annotator without randomness sees what the myopic one sees.
+        let myopic = label(&NoiseConfig::Myopic(MyopicNoiseConfig { discount: 0.0 }), pairs.clone(), 0).0;
+        let teacher = NoiseConfig::Teacher(TeacherConfig { discount: 0.0, ..TeacherConfig::default() });
+        assert_eq!(label(&teacher, pairs, 0).0, myopic);
+        myopic.iter().map(|p| p.pair.first_is_chosen).collect::<Vec<_>>()
+    };
+    // Both ended after 2 of 5 steps: their last rewards decide, 3 against 2.
+    assert_eq!(labels(&[0.0, 3.0], &[9.0, 2.0]), [true; 20]);
+    // The second went on for a step, in which the first has reward 0: 0 against 1, then 0 against -1.
+    assert_eq!(labels(&[0.0, 3.0], &[0.0, 0.0, 1.0]), [false; 20]);
+    assert_eq!(labels(&[0.0, 3.0], &[0.0, 9.0, -1.0]), [true; 20]);
+}
+
+#[test]
 fn length_bias_prefers_the_longer_for_its_share() {
     let n = 10_000;
     let shorter_is_better = |annotator: &dyn Fn(usize) -> Option<String>| {

@@ -3,11 +3,10 @@
 
 mod random_policy;
 
-use random_policy::RandomPolicy;
+use random_policy::{RandomPolicy, Wild};
 use steadfast_agents::StateDict;
 use steadfast_envs::{
-    ActMode, ActionBatch, ActionsMut, EnvConfig, EnvError, ObservationBatch, Policy, RewardFn, Rng, RolloutBatch, RolloutEngine,
-    RolloutOptions, SeedTree, Space, Transition, VectorEnv,
+    ActMode, EnvConfig, EnvError, Policy, RewardFn, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, Space, Transition, VectorEnv,
 };
 use steadfast_reward::dataset::SegmentSampler;
 use steadfast_reward::model::{ActionKind, MlpReward, MlpRewardConfig, RewardInputs, RewardModel, SegmentSpec};
@@ -17,27 +16,6 @@ fn engine(name: &str, slots: usize) -> RolloutEngine {
     let config: EnvConfig = serde_json::from_value(serde_json::json!({ name: { "horizon": 30 } })).unwrap();
     let vector = VectorEnv::new((0..slots).map(|_| config.build().unwrap()).collect(), SeedTree::new(1)).unwrap();
     RolloutEngine::new(vector, SeedTree::new(2), RolloutOptions::default()).unwrap()
-}
-
-/// Pushes far beyond the limits.
-struct Wild;
-
-impl Policy for Wild {
-    fn reset(&mut self, _slot: usize) {}
-
-    fn act(
-        &mut self,
-        _observations: &ObservationBatch<'_>,
-        rngs: &mut [Rng],
-        _mode: ActMode,
-        out: &mut ActionBatch<'_>,
-    ) -> steadfast_envs::Result<()> {
-        if let ActionsMut::Continuous(actions) = &mut out.actions {
-            actions.iter_mut().zip(rngs).for_each(|(a, rng)| *a = 5.0 * rng.normal_f32());
-        }
-        out.log_probs.fill(0.0);
-        Ok(())
-    }
 }
 
 /// Segments of a first collection, with which the reward is scaled.

@@ -1,4 +1,4 @@
-//! R3M: published numbers, agreement of its three forms, and the properties that define it.
+//! R3M: derived numbers, agreement of its three forms, and the properties that define it.
 
 use proptest::prelude::*;
 use steadfast_envs::SeedTree;

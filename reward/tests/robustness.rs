@@ -114,7 +114,7 @@ fn few_clear_errors_hurt_r3m_less_and_clean_labels_cost_it_nothing() {
 
 #[test]
 #[ignore = "ten seeds take about half a minute"]
-fn ten_seeds_keep_the_published_gates() {
+fn ten_seeds_keep_the_projects_own_gates() {
     let [plain, robust] = compare(&irrational(), 0.3, 0..10);
     assert!(mean(&robust) - mean(&plain) >= 0.02, "{plain:?} {robust:?}");
     assert!((0.79..0.88).contains(&mean(&plain)), "{plain:?}");

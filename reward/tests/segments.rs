@@ -5,12 +5,9 @@ mod random_policy;
 
 use std::collections::BTreeSet;
 
-use random_policy::RandomPolicy;
+use random_policy::{RandomPolicy, Wild};
 use steadfast_envs::testing::IdentityConfig;
-use steadfast_envs::{
-    ActMode, ActionBatch, ActionsMut, EnvConfig, ObservationBatch, Policy, RewardFn, Rng, RolloutBatch, RolloutEngine, RolloutOptions,
-    SeedTree, Transition, VectorEnv,
-};
+use steadfast_envs::{ActMode, EnvConfig, RewardFn, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, Transition, VectorEnv};
 use steadfast_reward::dataset::segments::{SegmentSampler, collect_segments, pairs};
 use steadfast_reward::{RewardError, Segment};
 
@@ -135,27 +132,6 @@ fn time_limit_drops_what_is_not_complete() {
     }
 }
 
-/// Pushes far beyond the limits.
-struct Wild;
-
-impl Policy for Wild {
-    fn reset(&mut self, _slot: usize) {}
-
-    fn act(
-        &mut self,
-        _observations: &ObservationBatch<'_>,
-        rngs: &mut [Rng],
-        _mode: ActMode,
-        out: &mut ActionBatch<'_>,
-    ) -> steadfast_envs::Result<()> {
-        if let ActionsMut::Continuous(actions) = &mut out.actions {
-            actions.iter_mut().zip(rngs).for_each(|(a, rng)| *a = 10.0 * rng.normal_f32());
-        }
-        out.log_probs.fill(0.0);
-        Ok(())
-    }
-}
-
 struct Zero;
 
 impl RewardFn for Zero {
@@ -228,11 +204,11 @@ fn pairs_are_of_different_segments_and_none_comes_twice() {
         assert_eq!(drawn, pairs(&segments, n, SeedTree::new(n as u64)).unwrap());
         assert_ne!(drawn, pairs(&segments, n, SeedTree::new(1000)).unwrap());
     }
-    // Both orders occur.
     // Up to half as many pairs as segments share none.
     let mut once: Vec<usize> = pairs(&segments, 5, SeedTree::new(4)).unwrap().into_iter().flat_map(|(a, b)| [a, b]).collect();
     once.sort_unstable();
     assert_eq!(once, (0..10).collect::<Vec<_>>());
+    // Both orders occur.
     let drawn = pairs(&segments, 45, SeedTree::new(0)).unwrap();
     assert!(drawn.iter().any(|p| p.0 < p.1) && drawn.iter().any(|p| p.0 > p.1));
     // More than there are: all of them before one comes again.

@@ -120,7 +120,7 @@ impl Job<'_> {
                 *margin -= self.preferences[row].margin.unwrap_or(0.0);
                 if !margin.is_finite() {
                     let pair = self.preferences[row].id.clone();
-                    return Err(RewardError::NonFinite { tensor: "margin", value: *margin, epoch: pass + 1, pair });
+                    return Err(RewardError::NonFinite { tensor: "margin", value: *margin, epoch: Some(pass + 1), pair });
                 }
             }
             passes.push(margins);

@@ -251,7 +251,7 @@ where
         }
         match all.iter().find(|(_, margin)| !margin.is_finite()) {
             Some(&(row, value)) => {
-                Err(RewardError::NonFinite { tensor: "margin", value, epoch: pass - 1, pair: format!("row {}", row + 1) })
+                Err(RewardError::NonFinite { tensor: "margin", value, epoch: Some(pass - 1), pair: format!("row {}", row + 1) })
             }
             None => Ok(all),
         }

@@ -93,7 +93,8 @@ pub(crate) struct SegmentDraft {
 }
 
 impl SegmentDraft {
-    fn check(self, side: &str) -> Result<Segment, String> {
+    /// The segment, if its parts fit together; the rest is for [`check_segment_pair`].
+    fn assemble(self, side: &str) -> Result<Segment, String> {
         let missing = |field: &str| format!("`{side}` has no `{field}`; a segment needs `observations` and `actions`");
         let observations = self.observations.ok_or_else(|| missing("observations"))?;
         let actions = self.actions.ok_or_else(|| missing("actions"))?;
@@ -107,24 +108,11 @@ impl SegmentDraft {
         if actions.width == 0 {
             return Err(format!("`{side}.actions` holds empty actions"));
         }
-        let rewards = self.rewards.unwrap_or_default();
-        if !rewards.is_empty() && rewards.len() != steps {
-            return Err(format!(
-                "`{side}` has {steps} observations but {} rewards; leave `rewards` out or give one for each",
-                rewards.len()
-            ));
-        }
-        for (field, numbers) in [("observations", &observations.numbers), ("actions", &actions.numbers), ("rewards", &rewards)] {
-            if let Some((at, number)) = numbers.iter().enumerate().find(|(_, number)| !number.is_finite()) {
-                let step = at * steps / numbers.len() + 1;
-                return Err(format!("`{side}.{field}`, step {step}: {number} is not a finite 32-bit number"));
-            }
-        }
         Ok(Segment {
             steps,
             observations: observations.numbers,
             actions: actions.numbers,
-            rewards,
+            rewards: self.rewards.unwrap_or_default(),
             terminated: self.terminated,
             policy: self.policy,
         })
@@ -198,11 +186,13 @@ impl Draft<'_> {
                 if let Some(prompt) = self.prompt.or(self.conversations) {
                     return Err(format!("a pair of segments has no prompt, but `prompt` holds {}", prompt.describe()));
                 }
-                let pair = check_segments(chosen, rejected)?;
+                let pair = SegmentPair { chosen: chosen.assemble("chosen")?, rejected: rejected.assemble("rejected")? };
+                check_segment_pair(&pair)?;
                 Row::Segments(Preference { id, pair, equal, margin, annotator, truth })
             }
             (chosen, rejected) => {
-                let pair = check_texts(self.prompt, self.conversations, chosen, rejected)?;
+                let pair = assemble_texts(self.prompt, self.conversations, chosen, rejected)?;
+                check_text_pair(&pair)?;
                 Row::Texts(Preference { id, pair, equal, margin, annotator, truth })
             }
         };
@@ -270,13 +260,12 @@ pub(crate) fn shorten(name: &str) -> String {
     }
 }
 
-fn check_segments(chosen: SegmentDraft, rejected: SegmentDraft) -> Result<SegmentPair, String> {
-    let widths = |draft: &SegmentDraft| {
-        (draft.observations.as_ref().map_or(0, |matrix| matrix.width), draft.actions.as_ref().map_or(0, |matrix| matrix.width))
-    };
-    let (of_chosen, of_rejected) = (widths(&chosen), widths(&rejected));
-    let pair = SegmentPair { chosen: chosen.check("chosen")?, rejected: rejected.check("rejected")? };
-    for (field, a, b) in [("observations", of_chosen.0, of_rejected.0), ("actions", of_chosen.1, of_rejected.1)] {
+/// Why a pair of segments cannot be used, if it cannot. Readers and writers refuse the same.
+pub(crate) fn check_segment_pair(pair: &SegmentPair) -> Result<(), String> {
+    check_segment("chosen", &pair.chosen)?;
+    check_segment("rejected", &pair.rejected)?;
+    let widths = |segment: &Segment| [segment.observations.len() / segment.steps, segment.actions.len() / segment.steps];
+    for (field, (a, b)) in ["observations", "actions"].into_iter().zip(widths(&pair.chosen).into_iter().zip(widths(&pair.rejected))) {
         if a != b {
             return Err(format!("`chosen.{field}` has width {a}, `rejected.{field}` has width {b}; both come from one task"));
         }
@@ -296,10 +285,32 @@ fn check_segments(chosen: SegmentDraft, rejected: SegmentDraft) -> Result<Segmen
     if a.observations == b.observations && a.actions == b.actions && a.terminated == b.terminated {
         return Err(IDENTICAL.to_string());
     }
-    Ok(pair)
+    Ok(())
 }
 
-fn check_texts(
+/// Why a segment cannot be used, if it cannot: arrays that do not fit its steps, numbers that are not finite.
+fn check_segment(side: &str, segment: &Segment) -> Result<(), String> {
+    let Segment { steps, observations, actions, rewards, .. } = segment;
+    let steps = *steps;
+    for (field, numbers) in [("observations", observations), ("actions", actions)] {
+        if steps == 0 || numbers.is_empty() || !numbers.len().is_multiple_of(steps) {
+            return Err(format!("`{side}.{field}` holds {} numbers for {steps} steps", numbers.len()));
+        }
+    }
+    if !rewards.is_empty() && rewards.len() != steps {
+        return Err(format!("`{side}` has {steps} observations but {} rewards; leave `rewards` out or give one for each", rewards.len()));
+    }
+    for (field, numbers) in [("observations", observations), ("actions", actions), ("rewards", rewards)] {
+        if let Some((at, number)) = numbers.iter().enumerate().find(|(_, number)| !number.is_finite()) {
+            let step = at * steps / numbers.len() + 1;
+            return Err(format!("`{side}.{field}`, step {step}: {number} is not a finite 32-bit number"));
+        }
+    }
+    Ok(())
+}
+
+/// The pair that the columns of a row stand for.
+fn assemble_texts(
     prompt: Option<Side<'_>>,
     conversations: Option<Side<'_>>,
     chosen: Side<'_>,
@@ -309,7 +320,7 @@ fn check_texts(
         (Some(_), Some(_)) => return Err("both `prompt` and `conversations` are given; keep one".to_string()),
         (prompt, conversations) => prompt.or(conversations),
     };
-    let pair = match (prompt, chosen, rejected) {
+    Ok(match (prompt, chosen, rejected) {
         (Some(Side::Segment(_)), _, _) => return Err("`prompt` must be text or a list of messages, got a segment".to_string()),
         (Some(Side::Plain(prompt)), Side::Plain(chosen), Side::Plain(rejected)) => TextPair {
             prompt: Text::Plain(prompt.into_owned()),
@@ -347,14 +358,29 @@ fn check_texts(
         (_, chosen, rejected) => {
             return Err(format!("`chosen` is {}, `rejected` is {}; both must be the same", chosen.describe(), rejected.describe()));
         }
-    };
-    if pair.chosen == pair.rejected {
+    })
+}
+
+/// Why a pair of texts cannot be used, if it cannot. Readers and writers refuse the same.
+pub(crate) fn check_text_pair(pair: &TextPair) -> Result<(), String> {
+    let TextPair { prompt, chosen, rejected } = pair;
+    if chosen == rejected {
         return Err(IDENTICAL.to_string());
     }
-    for (name, text) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
-        if text.is_blank() {
-            return Err(format!("`{name}` is empty; an empty answer cannot be scored: remove the pair"));
+    let is_blank = match (prompt, chosen, rejected) {
+        (_, Text::Plain(_), Text::Plain(_)) | (Text::Conversation(_), Text::Conversation(_), Text::Conversation(_)) => {
+            [chosen.is_blank(), rejected.is_blank()]
         }
+        // Read again, what both conversations begin with becomes the prompt and is no part of the answers.
+        (Text::Plain(_), Text::Conversation(chosen), Text::Conversation(rejected)) => {
+            let n_shared = shared_messages(chosen, rejected);
+            [chosen, rejected].map(|messages| messages[n_shared..].iter().all(|message| message.content.trim().is_empty()))
+        }
+        _ => return Err("one of `chosen` and `rejected` is text, the other a list of messages; both must be the same".to_string()),
+    };
+    match is_blank {
+        [true, _] => Err("`chosen` is empty; an empty answer cannot be scored: remove the pair".to_string()),
+        [_, true] => Err("`rejected` is empty; an empty answer cannot be scored: remove the pair".to_string()),
+        _ => Ok(()),
     }
-    Ok(pair)
 }

@@ -111,13 +111,15 @@ fn explain(text: &str, error: &serde_json::Error) -> String {
     let before = text.as_bytes().get(column.saturating_sub(2)..).unwrap_or_default();
     for (start, shown) in [(0, "NaN"), (1, "NaN"), (0, "-Infinity"), (1, "-Infinity"), (0, "Infinity"), (1, "Infinity")] {
         if before.get(start..).is_some_and(|rest| rest.starts_with(shown.as_bytes())) {
-            return format!("{shown} at column {} is not a number that JSON knows; numbers must be finite", column - 1 + start);
+            let at = column.saturating_sub(2) + 1 + start;
+            return format!("{shown} at column {at} is not a number that JSON knows; numbers must be finite");
         }
     }
     if message.contains("trailing characters") {
         return format!("something follows the object at column {column}; write one object per line");
     }
-    format!("{message} (column {column})")
+    // Columns count from 1; 0 stands for a place that the parser does not know.
+    if column == 0 { message.to_string() } else { format!("{message} (column {column})") }
 }
 
 /// A key of an object, borrowed if it has no escapes.
@@ -434,6 +436,10 @@ impl<'de> Visitor<'de> for MatrixSeed<'_> {
 }
 
 /// The numbers of one step.
+///
+/// Whether a step is a list or a number is known only when it is read, so single numbers come in double precision. Their
+/// second rounding misses the nearest number in single precision only where the first ends exactly between two of them;
+/// numbers in lists are rounded once, and lists are what is written.
 struct StepSeed<'m>(&'m mut Matrix);
 
 impl<'de> DeserializeSeed<'de> for StepSeed<'_> {

@@ -88,7 +88,7 @@ impl ReadReport {
 
 /// Counts the entries of a file and applies its [`ReadOptions`](super::reader::ReadOptions) to bad ones.
 ///
-/// Takes about 50 bytes for each pair: 128-bit hashes of identifiers and contents instead of the rows themselves.
+/// Takes 50 to 120 bytes for each pair: 128-bit hashes of identifiers and contents instead of the rows themselves.
 #[derive(Debug)]
 pub struct Tally {
     file: PreferenceFile,

@@ -78,6 +78,46 @@ impl Row {
     }
 }
 
+/// What all rows of a file have in common, taken from the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Texts,
+    /// Widths of observations and actions.
+    Segments(usize, usize),
+}
+
+impl Shape {
+    /// The shape of a row whose segments, if it has any, have at least one step.
+    pub(crate) fn of(row: &Row) -> Self {
+        match row {
+            Row::Texts(_) => Self::Texts,
+            Row::Segments(row) => {
+                let segment = &row.pair.chosen;
+                Self::Segments(segment.observations.len() / segment.steps, segment.actions.len() / segment.steps)
+            }
+        }
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Texts => Kind::Texts,
+            Self::Segments(..) => Kind::Segments,
+        }
+    }
+
+    /// Why a row does not fit a file whose first row has this shape, if it does not.
+    pub(crate) fn check(self, row: &Row) -> Result<(), String> {
+        match (self, Self::of(row)) {
+            (expected, got) if expected == got => Ok(()),
+            (Self::Segments(observation, action), Self::Segments(got_observation, got_action)) => Err(format!(
+                "observations of width {got_observation} and actions of width {got_action}, but {observation} and {action} in the \
+                 first row; all segments of a file come from one task"
+            )),
+            (expected, got) => Err(format!("a {}, but the first row is a {}; split the file", got.kind(), expected.kind())),
+        }
+    }
+}
+
 /// See [`Row::contents`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Contents {

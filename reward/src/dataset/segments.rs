@@ -8,8 +8,9 @@
 //! short that no window would fit any more, the number is limited to what leaves room for one.
 //!
 //! # Actions
-//! Continuous actions are stored as the environment got them, clamped to the action space. [`crate::LearnedReward`] clamps
-//! them in the same way before it asks the model.
+//! Segments hold the actions of the policy, continuous ones clamped to the action space. [`crate::LearnedReward`] clamps them
+//! in the same way before it asks the model. Where a perturbation replaces actions on their way into the environment, what
+//! is stored is still what the policy chose, not what replaced it.
 
 use std::collections::BTreeSet;
 

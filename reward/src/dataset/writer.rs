@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::ser::{SerializeSeq as _, Serializer};
 
+use super::draft::{check_segment_pair, check_text_pair};
 use super::parquet::ParquetWriter;
 use super::reader::Format;
-use super::row::Row;
+use super::row::{Row, Shape};
 use crate::error::{Result, RewardError};
 use crate::preference::{Preference, Segment, Text};
 
@@ -103,42 +104,48 @@ impl Serialize for JsonSteps<'_> {
     }
 }
 
-/// What a reader would refuse and what no file can hold.
-pub(crate) fn check(row: &Row) -> Result<()> {
-    let data_error = |reason: String| Err(RewardError::Data(format!("pair `{}`: {reason}", row.id())));
-    let (margin, truth) = match row {
-        Row::Segments(row) => (row.margin, row.truth),
-        Row::Texts(row) => (row.margin, row.truth),
+/// Refuses what a reader would refuse of a row.
+fn check(row: &Row) -> Result<()> {
+    let (margin, truth, fault) = match row {
+        Row::Segments(row) => (row.margin, row.truth, check_segment_pair(&row.pair)),
+        Row::Texts(row) => (row.margin, row.truth, check_text_pair(&row.pair)),
     };
     let singles = [margin.map(f64::from), truth.gold_chosen, truth.gold_rejected];
-    if singles.iter().flatten().any(|number| !number.is_finite()) {
-        return data_error("`margin` and the true values must be finite".to_string());
+    let fault = match singles.iter().flatten().all(|number| number.is_finite()) {
+        true => fault,
+        false => Err("`margin` and the true values must be finite".to_string()),
+    };
+    fault.map_err(|reason| RewardError::Data(format!("pair `{}`: {reason}", row.id())))
+}
+
+/// Refuses what a reader would refuse of the rows of one file.
+#[derive(Debug, Default)]
+pub(super) struct RowCheck {
+    /// The shape of the first row.
+    first: Option<Shape>,
+}
+
+impl RowCheck {
+    pub(super) fn check(&mut self, row: &Row) -> Result<()> {
+        check(row)?;
+        let first = *self.first.get_or_insert_with(|| Shape::of(row));
+        first.check(row).map_err(|reason| RewardError::Data(format!("pair `{}`: {reason}", row.id())))
     }
-    let Row::Segments(row) = row else { return Ok(()) };
-    for (name, segment) in [("chosen", &row.pair.chosen), ("rejected", &row.pair.rejected)] {
-        let steps = segment.steps;
-        for (field, numbers) in [("observations", &segment.observations), ("actions", &segment.actions)] {
-            if steps == 0 || numbers.is_empty() || !numbers.len().is_multiple_of(steps) {
-                return data_error(format!("`{name}.{field}` holds {} numbers for {steps} steps", numbers.len()));
-            }
-        }
-        if !segment.rewards.is_empty() && segment.rewards.len() != steps {
-            return data_error(format!("`{name}` has {} rewards for {steps} steps", segment.rewards.len()));
-        }
-        if [&segment.observations, &segment.actions, &segment.rewards].iter().any(|numbers| numbers.iter().any(|n| !n.is_finite())) {
-            return data_error(format!("`{name}` holds a number that is not finite"));
-        }
-    }
-    Ok(())
 }
 
 /// Appends a row to `out` as one line of JSON with its line end. Keys come in a fixed order, and numbers as the shortest
 /// decimal that reads back equal, so equal rows are equal bytes.
 ///
 /// # Errors
-/// [`RewardError::Data`] if a number is not finite or the arrays of a segment do not fit its steps.
+/// [`RewardError::Data`] naming the pair if a reader would refuse the row: numbers that are not finite, arrays of a segment
+/// that do not fit its steps, segments that cannot be compared, a blank answer, two that are the same.
 pub fn write_jsonl_row(out: &mut Vec<u8>, row: &Row) -> Result<()> {
     check(row)?;
+    append_jsonl_row(out, row)
+}
+
+/// Appends a row that has been checked.
+fn append_jsonl_row(out: &mut Vec<u8>, row: &Row) -> Result<()> {
     let written = match row {
         Row::Texts(row) => {
             let pair = &row.pair;
@@ -160,21 +167,24 @@ pub fn write_jsonl_row(out: &mut Vec<u8>, row: &Row) -> Result<()> {
 pub struct JsonlWriter<W: Write> {
     out: W,
     line: Vec<u8>,
+    row_check: RowCheck,
 }
 
 impl<W: Write> JsonlWriter<W> {
     /// Rows will be appended to `out`, each with one call of `write_all`.
     pub fn new(out: W) -> Self {
-        Self { out, line: Vec::new() }
+        Self { out, line: Vec::new(), row_check: RowCheck::default() }
     }
 
     /// Appends a row.
     ///
     /// # Errors
-    /// [`RewardError::Data`] as [`write_jsonl_row`], [`RewardError::File`] if writing fails.
+    /// [`RewardError::Data`] as [`write_jsonl_row`], and if the row is of another kind or task than the first;
+    /// [`RewardError::File`] if writing fails.
     pub fn write(&mut self, row: &Row) -> Result<()> {
+        self.row_check.check(row)?;
         self.line.clear();
-        write_jsonl_row(&mut self.line, row)?;
+        append_jsonl_row(&mut self.line, row)?;
         self.out.write_all(&self.line).map_err(stream_error)
     }
 
@@ -232,8 +242,8 @@ impl PreferenceWriter {
     /// Appends a row.
     ///
     /// # Errors
-    /// [`RewardError::Data`] if the row cannot be written: numbers that are not finite, or in a Parquet file a row of
-    /// another kind than the first. [`RewardError::File`] if writing fails.
+    /// [`RewardError::Data`] if the row cannot be written: as [`JsonlWriter::write`], and in a Parquet file plain texts after
+    /// conversations or the other way round. [`RewardError::File`] if writing fails.
     pub fn write(&mut self, row: &Row) -> Result<()> {
         let written = match self.sink.as_mut().expect("the sink is taken by `finish`, which consumes the writer") {
             Sink::Jsonl(writer) => writer.write(row),

@@ -47,7 +47,7 @@ pub enum RewardInputs {
 pub struct MlpRewardConfig {
     /// Widths of the hidden layers, 1 to 8192 each, at most 16. None makes the reward linear.
     pub hidden: Vec<usize>,
-    /// Activation of the hidden layers: `tanh`, `relu` or `leaky_relu`.
+    /// Activation of the hidden layers: `tanh`, `relu`, `leaky_relu` or `identity` (none: the reward stays linear).
     pub activation: Activation,
     /// Number of networks whose mean is the reward, 1 to 64.
     pub ensemble: usize,
@@ -156,19 +156,9 @@ impl MlpReward {
         Ok(Self { config: config.clone(), encoder, members, n_steps: 0, work: Work::default() })
     }
 
-    /// The settings.
-    pub fn config(&self) -> &MlpRewardConfig {
-        &self.config
-    }
-
     /// The shape of the steps that the model takes.
     pub fn spec(&self) -> SegmentSpec {
         self.encoder.spec()
-    }
-
-    /// Trainable numbers of all networks.
-    pub fn n_weights(&self) -> usize {
-        self.members.iter().map(|m| m.net.n_weights()).sum()
     }
 
     /// Rewards of steps, one for each element of `out`: the mean over the ensemble. `observations` and `actions` are laid
@@ -200,18 +190,7 @@ impl MlpReward {
     }
 
     fn encode_steps(&mut self, observations: &[f32], actions: &[f32], steps: usize) -> Result<()> {
-        let spec = self.spec();
-        for (name, values, width) in [("observations", observations, spec.observation_width), ("actions", actions, spec.action.width())] {
-            if values.len() != steps * width {
-                let found = values.len();
-                return Err(RewardError::Data(format!("{steps} steps of {width} numbers need {} {name}, found {found}", steps * width)));
-            }
-        }
-        if let ActionKind::Discrete { n } = spec.action
-            && let Some(bad) = actions.iter().find(|a| !(0.0..n as f32).contains(*a) || a.fract() != 0.0)
-        {
-            return Err(RewardError::Data(format!("an action must be an index below {n}, found {bad}")));
-        }
+        self.spec().check_shape(steps, observations, actions).map_err(RewardError::Data)?;
         self.work.rows.clear();
         self.encoder.append(observations, actions, steps, &mut self.work.rows);
         Ok(())
@@ -231,8 +210,11 @@ impl MlpReward {
     fn encode_pairs(&mut self, pairs: &[&SegmentPair]) -> Result<()> {
         let spec = self.spec();
         for (index, pair) in pairs.iter().enumerate() {
-            // The numbers themselves are checked once, before fitting; the shapes must fit here or rows get mixed up.
-            spec.check_pair(pair).map_err(|reason| RewardError::Data(format!("pair {index} of the batch: {reason}")))?;
+            for (which, segment) in [("chosen", &pair.chosen), ("rejected", &pair.rejected)] {
+                // The numbers themselves are checked once, before fitting; the shapes must fit here or rows get mixed up.
+                spec.check_shape(segment.steps, &segment.observations, &segment.actions)
+                    .map_err(|reason| RewardError::Data(format!("pair {index} of the batch: {which} segment: {reason}")))?;
+            }
         }
         self.encode(pairs.iter().map(|p| &p.chosen).chain(pairs.iter().map(|p| &p.rejected)));
         Ok(())

@@ -18,7 +18,8 @@ pub type BatchLoss<'a> = dyn FnMut(&[f32], &mut [LossValue]) + 'a;
 
 /// A reward model over pairs of kind `P`.
 pub trait RewardModel<P>: Send {
-    /// Why a pair cannot be used with this model, if it cannot.
+    /// Why a pair cannot be used with this model, if it cannot. Looks at every number; [`RewardModel::margins`] and
+    /// [`RewardModel::step`] may check shapes alone, so data is checked once before it is used.
     ///
     /// # Errors
     /// The reason, in words that fit behind the pair's identifier.

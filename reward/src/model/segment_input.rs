@@ -81,24 +81,31 @@ impl SegmentSpec {
     /// # Errors
     /// The reason.
     pub fn check(&self, segment: &Segment) -> Result<(), String> {
-        let steps = segment.steps;
-        if steps == 0 {
+        let Segment { steps, observations, actions, .. } = segment;
+        if *steps == 0 {
             return Err("it has no steps".to_string());
         }
-        for (name, values, width) in
-            [("observations", &segment.observations, self.observation_width), ("actions", &segment.actions, self.action.width())]
-        {
-            if values.len() != steps * width {
-                return Err(format!("{steps} steps of {width} numbers need {} {name}, found {}", steps * width, values.len()));
-            }
+        self.check_shape(*steps, observations, actions)?;
+        for (name, values, width) in [("observations", observations, self.observation_width), ("actions", actions, self.action.width())] {
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 return Err(format!("its {name} contain {} at step {}", values[at], at / width.max(1)));
             }
         }
+        Ok(())
+    }
+
+    /// Why steps cannot be turned into rows of features, if they cannot: arrays of other lengths, an index that is none.
+    /// What the other numbers are is not looked at.
+    pub(super) fn check_shape(&self, steps: usize, observations: &[f32], actions: &[f32]) -> Result<(), String> {
+        for (name, values, width) in [("observations", observations, self.observation_width), ("actions", actions, self.action.width())] {
+            if values.len() != steps * width {
+                return Err(format!("{steps} steps of {width} numbers need {} {name}, found {}", steps * width, values.len()));
+            }
+        }
         if let ActionKind::Discrete { n } = self.action
-            && let Some(at) = segment.actions.iter().position(|&a| choice(a, n).is_none())
+            && let Some(at) = actions.iter().position(|&a| choice(a, n).is_none())
         {
-            return Err(format!("its action at step {at} must be an index below {n}, found {}", segment.actions[at]));
+            return Err(format!("the action at step {at} must be an index below {n}, found {}", actions[at]));
         }
         Ok(())
     }
@@ -188,19 +195,39 @@ impl Encoder {
     }
 
     /// Takes the scales from the steps of some segments, unless there are scales already.
-    pub fn fit_scales<'a>(&mut self, segments: impl Iterator<Item = &'a Segment>) {
+    ///
+    /// One update of a [`RunningNorm`] with all steps, to the bit, but with the rows of one segment in memory at a time:
+    /// updates with parts would round differently, so means are summed up first and squares in a second pass.
+    pub fn fit_scales<'a>(&mut self, segments: impl Iterator<Item = &'a Segment> + Clone) {
         let (width, scaled) = (self.width(), self.scaled());
         if self.norm.as_ref().is_none_or(|norm| norm.count() > 0.0) {
             return;
         }
+        let count = segments.clone().map(|segment| segment.steps).sum::<usize>() as f64;
+        if count == 0.0 {
+            return;
+        }
         let mut rows = Vec::new();
-        segments.for_each(|segment| self.append_plain(&segment.observations, &segment.actions, segment.steps, &mut rows));
+        let mut mean_over_steps = |term: &dyn Fn(usize, f64) -> f64| {
+            let mut sums = vec![0.0; width];
+            for segment in segments.clone() {
+                rows.clear();
+                self.append_plain(&segment.observations, &segment.actions, segment.steps, &mut rows);
+                for row in rows.chunks_exact(width) {
+                    sums.iter_mut().zip(row).enumerate().for_each(|(j, (sum, value))| *sum += term(j, f64::from(*value)));
+                }
+            }
+            sums.iter_mut().for_each(|sum| *sum /= count);
+            sums
+        };
+        let mut mean = mean_over_steps(&|_, value| value);
+        let mut var = mean_over_steps(&|j, value| (value - mean[j]) * (value - mean[j]));
+        // The update's own rounding, which goes through the sum of squares.
+        var.iter_mut().for_each(|var| *var = *var * count / count);
+        mean[scaled..].fill(0.0);
+        var[scaled..].fill(1.0);
         let mut norm = RunningNorm::new(width);
-        norm.update(&rows);
-        let mut state = norm.state();
-        state.mean[scaled..].fill(0.0);
-        state.var[scaled..].fill(1.0);
-        norm.load_state(&state).expect("finite statistics of the same width");
+        norm.load_state(&RunningNormState { mean, var, count }).expect("finite statistics of the same width");
         self.norm = Some(norm);
     }
 
@@ -261,7 +288,7 @@ impl Encoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steadfast_envs::EnvConfig;
+    use steadfast_envs::{EnvConfig, SeedTree};
 
     const DISCRETE: SegmentSpec = SegmentSpec { observation_width: 2, action: ActionKind::Discrete { n: 3 } };
 
@@ -324,6 +351,23 @@ mod tests {
         rows.clear();
         encoder.append(&[100.0, 8.0], &[1.0], 1, &mut rows);
         assert_eq!(rows, [CLIP, 1.0, 0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn scales_are_those_of_one_update_with_all_steps() {
+        let spec = SegmentSpec { observation_width: 3, action: ActionKind::Continuous { width: 2 } };
+        let mut rng = SeedTree::new(1).rng();
+        let mut numbers = |n: usize, scale: f32| (0..n).map(|_| 1.0 + scale * rng.normal_f32()).collect::<Vec<f32>>();
+        let segments: Vec<Segment> = (1..60)
+            .map(|steps| Segment { steps, observations: numbers(3 * steps, 1e3), actions: numbers(2 * steps, 1e-3), ..Segment::default() })
+            .collect();
+        let mut encoder = Encoder::new(spec, true, true);
+        encoder.fit_scales(segments.iter());
+        let mut rows = Vec::new();
+        segments.iter().for_each(|s| encoder.append_plain(&s.observations, &s.actions, s.steps, &mut rows));
+        let mut whole = RunningNorm::new(5);
+        whole.update(&rows);
+        assert_eq!(encoder.norm.map(|norm| norm.state()), Some(whole.state()));
     }
 
     #[test]

@@ -74,3 +74,54 @@ fn bad_rows_of_parquet_files_are_named() {
         assert!(reason.contains(part), "{part} is not in: {reason}");
     }
 }
+
+/// A pair of segments of `steps` steps whose numbers are all the same, save one.
+fn constant_row(id: usize, steps: usize) -> Row {
+    let segment = |last: f32| {
+        let mut actions = vec![0.5; steps];
+        actions[steps - 1] = last;
+        Segment { steps, observations: vec![0.25; steps], actions, ..Segment::default() }
+    };
+    let pair = SegmentPair { chosen: segment(1.0), rejected: segment(2.0) };
+    Row::Segments(Preference { id: id.to_string(), pair, ..Preference::default() })
+}
+
+fn write_parquet(rows: &[Row]) -> Scratch {
+    let file = Scratch::new("pairs.parquet", "");
+    let mut writer = PreferenceWriter::create(file.path()).unwrap();
+    rows.iter().for_each(|row| writer.write(row).unwrap());
+    writer.finish().unwrap();
+    file
+}
+
+#[test]
+fn rows_are_limited_by_what_they_decode_to() {
+    // Four lists of a million numbers each, of which the file holds little more than that they are long.
+    let steps = 1_000_000;
+    let long = constant_row(0, steps);
+    let file = write_parquet(std::slice::from_ref(&long));
+    let n_bytes = std::fs::metadata(file.path()).unwrap().len();
+    assert!(n_bytes < 100_000, "{n_bytes} bytes are no short file");
+    // A number in single precision takes 8 bytes with its levels.
+    let open =
+        |file: &Scratch, max_line_bytes, skip_bad_rows| PreferenceFile::open(file.path(), &ReadOptions { skip_bad_rows, max_line_bytes });
+    for skip_bad_rows in [false, true] {
+        match open(&file, 32 * steps, skip_bad_rows) {
+            Err(RewardError::Content { reason, .. }) => {
+                assert!(reason.contains("a row of row group 1 takes") && reason.contains("raise `max_line_bytes`"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let (rows, _) = open(&file, 33 * steps, false).unwrap().read().unwrap();
+    assert_eq!(rows, [long]);
+
+    // Among short rows the long one is a bad row like a long line.
+    let rows: Vec<Row> = (0..100).map(|id| constant_row(id, if id == 40 { 100_000 } else { 10 })).collect();
+    let file = write_parquet(&rows);
+    let (read, report) = open(&file, 500_000, true).unwrap().read().unwrap();
+    assert_eq!((read.len(), report.bad, report.bad_rows[0].line), (99, 1, 41));
+    let reason = &report.bad_rows[0].reason;
+    assert!(reason.contains("takes 800000 bytes in this row, more than 500000; raise `max_line_bytes`"), "{reason}");
+    assert_eq!(read, rows.iter().filter(|row| row.id() != "40").cloned().collect::<Vec<_>>());
+}

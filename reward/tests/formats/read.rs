@@ -30,6 +30,16 @@ fn shorter_segments_may_end_with_the_task() {
 }
 
 #[test]
+fn numbers_in_lists_are_rounded_once_and_single_ones_twice() {
+    // Just above the middle of 1 and the next number in single precision; in double precision exactly the middle.
+    let line = r#"{"chosen":{"observations":[[1.00000005960464477539062500001]],"actions":[1.00000005960464477539062500001]},"rejected":{"observations":[[0.1]],"actions":[0.1]}}"#;
+    let (rows, _) = jsonl(line).read().unwrap();
+    let Row::Segments(row) = &rows[0] else { panic!("not segments") };
+    assert_eq!((row.pair.chosen.observations[0], row.pair.chosen.actions[0]), (1.0 + f32::EPSILON, 1.0));
+    assert_eq!((row.pair.rejected.observations[0], row.pair.rejected.actions[0]), (0.1, 0.1));
+}
+
+#[test]
 fn prompts_are_found_in_whole_conversations() {
     let pair = text_pair(r#"{"chosen":"\n\nHuman: Hi\n\nAssistant: Hello there","rejected":"\n\nHuman: Hi\n\nAssistant: Help"}"#);
     assert_eq!(pair, TextPair { prompt: plain("\n\nHuman: Hi\n\nAssistant:"), chosen: plain(" Hello there"), rejected: plain(" Help") });

@@ -60,7 +60,8 @@ fn bad_lines_are_named_with_line_and_reason() {
     assert_bad_line(GOOD, r#"{"prompt":"p","chosen":"a","rejected":"b","id":1.5}"#, &["`id` must be text"]);
     assert_bad_line(GOOD, b"{\"prompt\":\"p\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", &["not UTF-8: byte 13 ", "0xFF"]);
     assert_bad_line(GOOD, "[1]", &["an object with `chosen` and `rejected`"]);
-    assert_bad_line(GOOD, "chosen,rejected", &["expected value"]);
+    assert_bad_line(GOOD, "chosen,rejected", &["expected value (column 1)"]);
+    assert_bad_line(GOOD, "NaN", &["NaN at column 1 is not a number"]);
     assert_bad_line(GOOD, SEGMENT, &["a pair of segments, but the first row is a pair of texts"]);
 }
 

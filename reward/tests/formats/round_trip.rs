@@ -118,12 +118,74 @@ fn rows_that_no_file_can_hold_are_refused() {
     };
     let mut out = Vec::new();
     let shown = write_jsonl_row(&mut out, &row(&segment)).unwrap_err().to_string();
-    assert!(shown.contains("pair `s`") && shown.contains("not finite"), "{shown}");
+    assert!(shown.contains("pair `s`: `chosen.observations`, step 1: NaN is not a finite"), "{shown}");
     segment.observations = vec![1.0, 2.0, 3.0];
     segment.steps = 2;
     let shown = write_jsonl_row(&mut out, &row(&segment)).unwrap_err().to_string();
     assert!(shown.contains("3 numbers for 2 steps"), "{shown}");
     assert!(out.is_empty());
+}
+
+#[test]
+fn what_a_reader_refuses_a_writer_refuses_by_the_name_of_the_pair() {
+    let segment = |steps: usize, width: usize, action: f32, terminated| Segment {
+        steps,
+        observations: vec![1.0; steps * width],
+        actions: vec![action; steps],
+        terminated,
+        ..Segment::default()
+    };
+    let segments = |id: &str, chosen: Segment, rejected: Segment| {
+        Row::Segments(Preference { id: id.into(), pair: SegmentPair { chosen, rejected }, ..Preference::default() })
+    };
+    let texts = |id: &str, prompt: Text, chosen: Text, rejected: Text| {
+        Row::Texts(Preference { id: id.into(), pair: TextPair { prompt, chosen, rejected }, ..Preference::default() })
+    };
+    let whole = segment(3, 2, 1.0, false);
+    let mut without_reward = segment(3, 2, 0.0, false);
+    without_reward.rewards = vec![1.0];
+    let talk = chat(&[("assistant", "a"), ("user", "b")]);
+    let bad = [
+        (segments("same", whole.clone(), whole.clone()), "are the same"),
+        (segments("short", whole.clone(), segment(2, 2, 1.0, false)), "`rejected` has 2 steps, the other 3"),
+        (segments("wide", whole.clone(), segment(3, 4, 1.0, false)), "width 2, `rejected.observations` has width 4"),
+        (segments("rewards", without_reward, whole.clone()), "3 observations but 1 rewards"),
+        (segments("none", whole.clone(), Segment { terminated: true, ..Segment::default() }), "0 numbers for 0 steps"),
+        (texts("same", plain("p"), plain("a"), plain("a")), "are the same"),
+        (texts("blank", plain("p"), plain("a"), plain(" \n")), "`rejected` is empty"),
+        (texts("kinds", plain("p"), plain("a"), talk.clone()), "both must be the same"),
+        (texts("no more", plain(""), talk.clone(), chat(&[("assistant", "a"), ("user", " ")])), "`rejected` is empty"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    for (row, part) in bad {
+        let shown = write_jsonl_row(&mut Vec::new(), &row).unwrap_err().to_string();
+        assert!(shown.starts_with(&format!("pair `{}`: ", row.id())) && shown.contains(part), "{shown}");
+        for name in ["pairs.jsonl", "pairs.parquet"] {
+            let mut writer = PreferenceWriter::create(folder.path().join(name)).unwrap();
+            assert_eq!(writer.write(&row).unwrap_err().to_string(), shown, "{name}");
+        }
+    }
+    // What the first row allows is known only to the writer of a whole file.
+    let good = segments("good", whole, segment(2, 2, 1.0, true));
+    let later = [
+        (
+            segments("wide", segment(3, 4, 1.0, false), segment(3, 4, 0.0, false)),
+            "width 4 and actions of width 1, but 2 and 1 in the first row",
+        ),
+        (texts("texts", plain("p"), plain("a"), plain("b")), "a pair of texts, but the first row is a pair of segments"),
+    ];
+    for name in ["pairs.jsonl", "pairs.parquet"] {
+        let path = folder.path().join(name);
+        let mut writer = PreferenceWriter::create(&path).unwrap();
+        writer.write(&good).unwrap();
+        for (row, part) in &later {
+            let shown = writer.write(row).unwrap_err().to_string();
+            assert!(shown.starts_with(&format!("pair `{}`: ", row.id())) && shown.contains(part), "{name}: {shown}");
+        }
+        writer.finish().unwrap();
+        let (rows, _) = PreferenceFile::open(&path, &ReadOptions::default()).unwrap().read().unwrap();
+        assert_eq!(rows, std::slice::from_ref(&good), "{name}: refused rows leave nothing behind");
+    }
 }
 
 #[test]

@@ -23,7 +23,9 @@
 //!
 //! **Short segments.** A segment that ended with its task lacks steps; they count as reward 0 *at its end*, in the true sum
 //! and in the myopic ones. Its first step keeps the weight γ^(m−1) of the first step of a whole segment, and its last
-//! step has γ^(m−k) after k steps.
+//! step has γ^(m−k) after k steps. Where nothing but the order of two sums counts, steps that both segments lack are left
+//! out: the factor that they give both sums changes no order, except that it is 0 for γ = 0 and can round to 0 for others,
+//! where the order is that of the limit of small γ.
 //!
 //! **Randomness.** Every pair draws from branches of the given [`steadfast_envs::SeedTree`] that are numbered by its
 //! position, so labels depend neither on threads nor on the order of evaluation, and a pair's tie is broken alike under

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::pair::TrueRewards;
 use crate::error::{Result, require};
 
-/// Labels by `Σₜ discount^(m−t) · rₜ`, t = 1..m, without randomness. Of things without steps it is the truth.
+/// Labels by the order of `Σₜ discount^(m−t) · rₜ`, t = 1..m, without randomness, where steps that both things lack are left
+/// out. Of things without steps it is the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MyopicNoiseConfig {

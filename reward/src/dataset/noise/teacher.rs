@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;
 
+use super::myopic::MyopicNoiseConfig;
 use super::pair::TrueRewards;
 use super::stochastic::sigmoid;
 use crate::error::{Result, RewardError, require};
@@ -14,7 +15,8 @@ use crate::error::{Result, RewardError, require};
 /// episode · m / steps of an episode, a pair is labelled in this order:
 ///
 /// 1. skipped if share(skip) > 0 and max(R₁, R₂) ≤ share(skip): neither shows anything worth judging;
-/// 2. the first is preferred with probability σ(beta · (S₁ − S₂)), or if S₁ > S₂ where beta is infinite;
+/// 2. the first is preferred with probability σ(beta · (S₁ − S₂)), or if S₁ > S₂ where beta is infinite (then without the
+///    steps that both lack, as under `myopic`);
 /// 3. flipped with probability `mistake`;
 /// 4. found equal if |R₁ − R₂| < share(equal), whatever was decided before.
 ///
@@ -115,11 +117,11 @@ impl TeacherConfig {
         }
         // Both are drawn whether needed or not, so that a pair's mistake is the same under every beta.
         let (draw, slip) = (rng.unit(), rng.unit());
-        let gap = first.myopic_sum(self.discount) - second.myopic_sum(self.discount);
-        let prefers_first = match self.beta.is_infinite() {
-            true if gap == 0.0 => tied_order,
-            true => gap > 0.0,
-            false => draw < sigmoid(self.beta * gap),
+        let prefers_first = if self.beta.is_infinite() {
+            let gap = MyopicNoiseConfig { discount: self.discount }.gap(first, second);
+            if gap == 0.0 { tied_order } else { gap > 0.0 }
+        } else {
+            draw < sigmoid(self.beta * (first.myopic_sum(self.discount) - second.myopic_sum(self.discount)))
         };
         if (sum_first - sum_second).abs() < self.equal * average {
             return Verdict::Equal;

@@ -115,6 +115,8 @@ pub(super) struct LeafBatch {
     values: Values,
     defs: Vec<i16>,
     reps: Vec<i16>,
+    /// Most bytes that a record may take.
+    max_record_bytes: usize,
     next_level: usize,
     next_value: usize,
 }
@@ -126,8 +128,9 @@ struct Record {
 }
 
 impl LeafBatch {
-    /// A batch without records; nothing if values of the physical type are not read.
-    pub(super) fn new(leaf: Leaf) -> Option<Self> {
+    /// A batch without records, of which none may take more than `max_record_bytes`; nothing if values of the physical type
+    /// are not read.
+    pub(super) fn new(leaf: Leaf, max_record_bytes: usize) -> Option<Self> {
         let values = match leaf.physical {
             Physical::BOOLEAN => Values::Bool(Vec::new()),
             Physical::INT32 => Values::I32(Vec::new()),
@@ -137,11 +140,22 @@ impl LeafBatch {
             Physical::BYTE_ARRAY => Values::Bytes(Vec::new()),
             _ => return None,
         };
-        Some(Self { leaf, values, defs: Vec::new(), reps: Vec::new(), next_level: 0, next_value: 0 })
+        Some(Self { leaf, values, defs: Vec::new(), reps: Vec::new(), max_record_bytes, next_level: 0, next_value: 0 })
     }
 
     pub(super) fn leaf(&self) -> &Leaf {
         &self.leaf
+    }
+
+    /// Bytes that a value takes in memory with its levels, without the text it may point to.
+    pub(super) fn value_bytes(&self) -> usize {
+        let value = match self.values {
+            Values::Bool(_) => size_of::<bool>(),
+            Values::I32(_) | Values::F32(_) => size_of::<f32>(),
+            Values::I64(_) | Values::F64(_) => size_of::<f64>(),
+            Values::Bytes(_) => size_of::<ByteArray>(),
+        };
+        value + 2 * size_of::<i16>()
     }
 
     /// Replaces the contents by the next `n_records` of a reader and returns how many there were.
@@ -186,19 +200,32 @@ impl LeafBatch {
     }
 
     /// The next record. A batch that has been read through yields records without levels, which read as null.
-    fn record(&mut self) -> Record {
+    fn record(&mut self) -> Result<Record, String> {
         let start = self.next_level;
         let first_value = self.next_value;
         while self.next_level < self.reps.len() && (self.next_level == start || self.reps[self.next_level] != 0) {
             self.next_value += usize::from(self.defs[self.next_level] == self.leaf.max_def);
             self.next_level += 1;
         }
-        Record { levels: start..self.next_level, first_value }
+        let record = Record { levels: start..self.next_level, first_value };
+        // Many values may point to one long text of a dictionary, which would be copied for each of them.
+        let text = match &self.values {
+            Values::Bytes(values) => values[first_value..self.next_value].iter().fold(0, |sum: usize, text| sum.saturating_add(text.len())),
+            _ => 0,
+        };
+        let bytes = record.levels.len().saturating_mul(self.value_bytes()).saturating_add(text);
+        if bytes > self.max_record_bytes {
+            return Err(format!(
+                "`{}` takes {bytes} bytes in this row, more than {}; raise `max_line_bytes` if it should",
+                self.leaf.path, self.max_record_bytes
+            ));
+        }
+        Ok(record)
     }
 
     /// The next record of a column without lists.
     pub(super) fn scalar(&mut self) -> Result<Option<Scalar<'static>>, String> {
-        let record = self.record();
+        let record = self.record()?;
         if record.levels.is_empty() || self.defs[record.levels.start] < self.leaf.max_def {
             return Ok(None);
         }
@@ -217,7 +244,7 @@ impl LeafBatch {
 
     /// The next record of a list of texts; nothing for null.
     pub(super) fn texts(&mut self) -> Result<Option<Vec<Option<String>>>, String> {
-        let record = self.record();
+        let record = self.record()?;
         let Some(&list_def) = self.leaf.list_defs.first() else { return Ok(None) };
         let mut at = record.first_value;
         let mut texts = Vec::new();
@@ -238,7 +265,7 @@ impl LeafBatch {
 
     /// The next record of a list of numbers or of a list of lists of them, one inner list per step; nothing for null.
     pub(super) fn matrix(&mut self) -> Result<Option<Matrix>, String> {
-        let record = self.record();
+        let record = self.record()?;
         let shown = self.leaf.path.trim_end_matches("[]").to_string();
         let Some(&list_def) = self.leaf.list_defs.first() else { return Ok(None) };
         let inner_def = self.leaf.list_defs.get(1).copied();

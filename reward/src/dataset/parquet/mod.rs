@@ -4,6 +4,7 @@
 //! definition levels: unknown columns are never decoded, numbers arrive as flat arrays, and no second data model (arrow)
 //! has to be compiled.
 
+mod guard;
 mod leaf;
 mod read;
 mod write;

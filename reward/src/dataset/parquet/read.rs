@@ -2,21 +2,22 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::{Compression, Type as Physical};
 use parquet::column::reader::ColumnReader;
-use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
+use super::guard::guarded;
 use super::leaf::{Leaf, LeafBatch, leaves};
 use crate::dataset::column;
 use crate::dataset::draft::{Draft, Scalar, SegmentDraft, Side, shorten};
 use crate::dataset::jsonl::message;
 use crate::error::{Result, RewardError};
 
-/// Bytes of a row group that a batch should take, before compression.
+/// Bytes that a batch should take in memory.
 const BATCH_BYTES: usize = 4 << 20;
 /// Most records of a batch.
 const BATCH_RECORDS: usize = 1024;
@@ -39,6 +40,7 @@ enum SideLeaves {
 pub(crate) struct ParquetRows {
     path: PathBuf,
     reader: SerializedFileReader<File>,
+    max_row_bytes: usize,
     batches: Vec<LeafBatch>,
     scalars: [Option<usize>; SCALARS.len()],
     sides: [Option<SideLeaves>; SIDES.len()],
@@ -59,14 +61,15 @@ impl std::fmt::Debug for ParquetRows {
 }
 
 impl ParquetRows {
-    /// Opens a file and finds its columns.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    /// Opens a file and finds its columns. No row may take more than `max_row_bytes` when it is decoded.
+    pub(crate) fn open(path: &Path, max_row_bytes: usize) -> Result<Self> {
         let file = File::open(path).map_err(|source| RewardError::File { action: "open", path: path.to_path_buf(), source })?;
         let reader = guarded(path, || SerializedFileReader::new(file))?;
         let found = leaves(reader.metadata().file_metadata().schema());
         let mut rows = Self {
             path: path.to_path_buf(),
             reader,
+            max_row_bytes,
             batches: Vec::new(),
             scalars: [None; SCALARS.len()],
             sides: [None; SIDES.len()],
@@ -165,7 +168,7 @@ impl ParquetRows {
     /// Adds a batch for a leaf whose type is one of `expected` (any type that is read, if empty).
     fn add_batch(&mut self, leaf: &Leaf, expected: &[Physical]) -> Result<usize, String> {
         let is_expected = expected.is_empty() || expected.contains(&leaf.physical);
-        match LeafBatch::new(leaf.clone()).filter(|_| is_expected) {
+        match LeafBatch::new(leaf.clone(), self.max_row_bytes).filter(|_| is_expected) {
             Some(batch) => {
                 self.batches.push(batch);
                 Ok(self.batches.len() - 1)
@@ -174,9 +177,10 @@ impl ParquetRows {
         }
     }
 
-    /// What can be known to fail before anything is decoded: missing parts, and codecs that are not built in.
+    /// What can be known to fail before anything is decoded: missing parts, codecs that are not built in, rows that are too
+    /// long.
     fn check_chunks(&self) -> Result<(), String> {
-        for group in self.reader.metadata().row_groups() {
+        for (number, group) in self.reader.metadata().row_groups().iter().enumerate() {
             for batch in &self.batches {
                 let leaf = batch.leaf();
                 let Some(column) = group.columns().get(leaf.column) else {
@@ -185,6 +189,9 @@ impl ParquetRows {
                 let places = [column.compressed_size(), column.data_page_offset(), column.dictionary_page_offset().unwrap_or(0)];
                 if places.iter().any(|&place| place < 0) {
                     return Err(format!("is damaged: the column `{}` has no place in the file", leaf.path));
+                }
+                if column.num_values() < 0 || column.uncompressed_size() < 0 {
+                    return Err(format!("is damaged: the column `{}` has less than no values", leaf.path));
                 }
                 let (codec, remedy) = match column.compression() {
                     Compression::ZSTD(_) if !cfg!(feature = "zstd") => ("zstd", ", or build with `--features zstd`"),
@@ -197,8 +204,28 @@ impl ParquetRows {
                     leaf.path
                 ));
             }
+            let row_bytes = self.row_bytes(group);
+            if row_bytes > self.max_row_bytes {
+                return Err(format!(
+                    "a row of row group {} takes {row_bytes} bytes on average, more than {}; raise `max_line_bytes` if it should",
+                    number + 1,
+                    self.max_row_bytes
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// Bytes that an average row of a group takes in memory: what its columns encode to or what they decode to, whatever is
+    /// more. Runs of one number and entries of a dictionary decode to far more than they encode to.
+    fn row_bytes(&self, group: &RowGroupMetaData) -> usize {
+        let columns = self.batches.iter().filter_map(|batch| Some((batch, group.columns().get(batch.leaf().column)?)));
+        let bytes = columns.fold(0_usize, |sum, (batch, column)| {
+            let encoded = usize::try_from(column.uncompressed_size()).unwrap_or(0);
+            let values = usize::try_from(column.num_values()).unwrap_or(0);
+            sum.saturating_add(encoded.max(values.saturating_mul(batch.value_bytes())))
+        });
+        bytes / usize::try_from(group.num_rows()).unwrap_or(0).max(1)
     }
 
     fn open_group(&mut self) -> Result<bool> {
@@ -212,8 +239,7 @@ impl ParquetRows {
         })?;
         let metadata = self.reader.metadata().row_group(self.next_group);
         self.left_in_group = usize::try_from(metadata.num_rows()).unwrap_or(0);
-        let bytes = usize::try_from(metadata.total_byte_size()).unwrap_or(0);
-        self.batch_records = (BATCH_BYTES / (bytes / self.left_in_group.max(1)).max(1)).clamp(1, BATCH_RECORDS);
+        self.batch_records = batch_records(self.row_bytes(metadata));
         self.next_group += 1;
         Ok(true)
     }
@@ -285,6 +311,11 @@ impl ParquetRows {
     fn content_error(&self, reason: String) -> RewardError {
         RewardError::Content { path: self.path.clone(), reason }
     }
+}
+
+/// Records of a batch whose rows take `row_bytes` each on average.
+fn batch_records(row_bytes: usize) -> usize {
+    (BATCH_BYTES / row_bytes.max(1)).clamp(1, BATCH_RECORDS)
 }
 
 fn take_side(batches: &mut [LeafBatch], leaves: SideLeaves, name: &str) -> Result<Option<Side<'static>>, String> {
@@ -367,15 +398,14 @@ fn missing_columns(missing: &[&str], found: &[Leaf]) -> String {
     format!("has no column `{}`; the columns are {}{}", missing.join("` and no `"), names.join(", "), meant.unwrap_or_default())
 }
 
-/// Runs code of the Parquet crate: its errors get the name of the file, and a panic over damaged bytes becomes an error.
-fn guarded<T>(path: &Path, run: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
-    let reason = match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "its encoding makes no sense".to_string(),
-    };
-    Err(RewardError::Content {
-        path: path.to_path_buf(),
-        reason: format!("cannot be read as Parquet, it may be damaged or cut off: {reason}"),
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_to_their_bytes_and_hold_a_row() {
+        assert_eq!([0, 1, 4096].map(batch_records), [BATCH_RECORDS; 3]);
+        assert_eq!(batch_records(1 << 20), 4);
+        assert_eq!(batch_records(usize::MAX), 1);
+    }
 }

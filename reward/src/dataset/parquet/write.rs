@@ -13,7 +13,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
 use crate::dataset::row::Row;
-use crate::dataset::writer::check;
+use crate::dataset::writer::RowCheck;
 use crate::error::{Result, RewardError};
 use crate::preference::{Message, Preference, Segment, Text};
 
@@ -315,6 +315,7 @@ pub(crate) struct ParquetWriter {
     file: Option<File>,
     writer: Option<(Form, SerializedFileWriter<File>)>,
     group: Group,
+    row_check: RowCheck,
 }
 
 impl std::fmt::Debug for ParquetWriter {
@@ -326,11 +327,11 @@ impl std::fmt::Debug for ParquetWriter {
 impl ParquetWriter {
     /// Rows will be written to `file`; `path` is its name in errors.
     pub(crate) fn new(path: PathBuf, file: File) -> Self {
-        Self { path, file: Some(file), writer: None, group: Group::default() }
+        Self { path, file: Some(file), writer: None, group: Group::default(), row_check: RowCheck::default() }
     }
 
     pub(crate) fn write(&mut self, row: &Row) -> Result<()> {
-        check(row)?;
+        self.row_check.check(row)?;
         let form = Form::of(row);
         if let Some(file) = self.file.take() {
             let properties = WriterProperties::builder()
