@@ -11,7 +11,7 @@ use super::ExperimentConfig;
 use super::overrides::Override;
 use super::report::{ConfigError, Problem, is_bare_choice};
 use super::source::{Kind, Source};
-use super::validate::{Misfit, validate};
+use super::validate::{Misfit, files, validate};
 use crate::failure::{Failure, Result};
 
 /// A configuration that passed every check.
@@ -65,6 +65,26 @@ pub enum Mistake {
 /// # Errors
 /// The first [`Mistake`].
 pub fn resolve(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfig, Mistake> {
+    resolve_with(name, text, overrides, &|config| validate(config).and_then(|()| files(config)))
+}
+
+/// The configuration of a run that was made before. The files that it names were read then and may be gone by now.
+///
+/// # Errors
+/// As [`named`].
+pub fn stored(name: &str, text: &str) -> Result<ExperimentConfig> {
+    resolve_with(name, text, &[], &validate).map_err(|mistake| match mistake {
+        Mistake::InFile(error) => Failure::Usage((*error).into()),
+        Mistake::InChange { problem, .. } => Failure::run(problem.message),
+    })
+}
+
+fn resolve_with(
+    name: &str,
+    text: &str,
+    overrides: &[String],
+    check: &dyn Fn(&ExperimentConfig) -> Result<(), Misfit>,
+) -> Result<ExperimentConfig, Mistake> {
     let at_file = |error: toml::de::Error| {
         let mut problem = Problem::from_serde(error.message());
         if is_bare_choice(error.message())
@@ -95,7 +115,7 @@ pub fn resolve(name: &str, text: &str, overrides: &[String]) -> Result<Experimen
         };
         parsed.push(change);
     }
-    match validate(&config) {
+    match check(&config) {
         Ok(()) => Ok(config),
         Err(misfit) => Err(locate(name, text, &parsed, misfit)),
     }

@@ -88,12 +88,8 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     if let Some(reward) = &c.reward {
         let fail = |e: RewardError| Misfit::from_reward("reward", &e);
         reward.validate().map_err(fail)?;
-        let segment = SegmentSpec::of(&spec).map_err(fail)?;
+        SegmentSpec::of(&spec).map_err(fail)?;
         let at_most = format!("at most {}, the steps of an episode", spec.horizon);
-        if let Some(path) = &reward.file {
-            fits_file(path, segment)
-                .map_err(|reason| Misfit::at("reward.file", Problem::new(format!("`reward.file`: {reason}"), "does not fit")))?;
-        }
         check(reward.segment_steps <= spec.horizon, "reward.segment_steps", &at_most, reward.segment_steps)?;
     }
     fits_memory(c, &spec)?;
@@ -122,6 +118,19 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
         }
     }
     Ok(())
+}
+
+/// Checks the files that a valid configuration names, for a run that has still to read them.
+///
+/// # Errors
+/// The first file that cannot be used.
+pub fn files(config: &ExperimentConfig) -> Result<(), Misfit> {
+    let Some(path) = config.reward.as_ref().and_then(|reward| reward.file.as_ref()) else { return Ok(()) };
+    let fits = || {
+        let env = config.env.build().map_err(|e| e.to_string())?;
+        fits_file(path, SegmentSpec::of(env.spec()).map_err(|e| e.to_string())?)
+    };
+    fits().map_err(|reason| Misfit::at("reward.file", Problem::new(format!("`reward.file`: {reason}"), "does not fit")))
 }
 
 /// Opens a preference file and compares its first row with what the world gives.

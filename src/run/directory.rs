@@ -125,7 +125,7 @@ impl RunDirectory {
         let path = self.file("config.toml");
         let text = fs::read_to_string(&path)
             .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display()), "give a run directory"))?;
-        Ok(load::text(&path.display().to_string(), &text, &[])?.config)
+        load::stored(&path.display().to_string(), &text)
     }
 
     /// Takes the right to write.

@@ -111,6 +111,10 @@ fn pairs_are_drawn_from_the_policies_of_a_run() {
     assert_eq!((column(&stages, "pairs"), column(&stages, "label_rate")), (vec!["64".to_string()], vec!["0.125".to_string()]));
     assert_eq!(text(&place, "learned/preferences.jsonl").lines().count(), 64);
 
+    // The run keeps the pairs, so the file may go.
+    std::fs::remove_file(place.path("wrong.parquet")).unwrap();
+    place.succeed(&["eval", "learned", "--episodes", "3"]);
+
     let fail = |arguments: &[&str]| place.fail(2, &[&["preferences"], arguments].concat());
     insta::assert_snapshot!("preferences_taken", fail(&["run", "-o", "pairs.jsonl"]));
     insta::assert_snapshot!("preferences_format", fail(&["run", "-o", "pairs.csv"]));
