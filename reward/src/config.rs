@@ -40,7 +40,8 @@ pub struct RewardConfig {
     pub stages: usize,
     /// Labelled pairs per stage, at least 1.
     pub pairs: usize,
-    /// Segments that are collected per stage and paired at random, at least 2. They cost environment steps beyond
+    /// Segments that are collected per stage and paired at random, at least 2. From twice `pairs` on each is in one pair at
+    /// most, so that held-out pairs show nothing of the others. They cost environment steps beyond
     /// `total_steps`, logged as `reward/environment_steps`.
     pub segments: usize,
     /// Steps per segment, 1 to 100000.
@@ -67,7 +68,7 @@ impl Default for RewardConfig {
             file: None,
             stages: 5,
             pairs: 200,
-            segments: 200,
+            segments: 400,
             segment_steps: 25,
             test_pairs: 200,
             noise: NoiseConfig::default(),

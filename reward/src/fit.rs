@@ -190,15 +190,15 @@ pub fn fit<P>(
     };
     let start = model.state();
     let mut selected_epoch = run.passes(model, &split.train)?;
-    let mut margins = run.adjusted_margins(model, &split.train, selected_epoch)?;
+    // Accuracies are about the reward alone, without a pair's own margin.
+    let mut raw = run.margins(model, &split.train, selected_epoch)?;
     if let LossConfig::Filtered(drop) = loss {
-        let kept = without_lowest(&split.train, &margins, drop.fraction);
+        let kept = without_lowest(&split.train, &less_own_margins(&split.train, &raw), drop.fraction);
         model.load_state(&start)?;
         selected_epoch = run.passes(model, &kept)?;
-        margins = run.adjusted_margins(model, &split.train, selected_epoch)?;
+        raw = run.margins(model, &split.train, selected_epoch)?;
     }
-    // Accuracies are about the reward alone, without a pair's own margin.
-    let raw = run.margins(model, &split.train, selected_epoch)?;
+    let margins = less_own_margins(&split.train, &raw);
     let train_accuracy = score(&split.train, &raw, |p| (!p.equal).then_some(true)).accuracy;
     let pairs: Vec<PairReport> = split
         .train
@@ -263,6 +263,11 @@ fn is_order_right<P>(preference: &Preference<P>) -> Option<bool> {
         _ if preference.equal => None,
         _ => truth.flipped.map(|flipped| !flipped),
     }
+}
+
+/// Margins less each pair's own.
+fn less_own_margins<P>(pairs: &[&Preference<P>], margins: &[f32]) -> Vec<f32> {
+    pairs.iter().zip(margins).map(|(p, &d)| less_own_margin(p, d)).collect()
 }
 
 /// The pairs without the share of them that has the lowest margins; ties go to the later pair. Those found equally good
@@ -379,13 +384,6 @@ impl<P> Run<'_, P> {
             Some(error) => Err(error),
             None => stepped,
         }
-    }
-
-    /// Margins of pairs, less their own ones.
-    fn adjusted_margins(&self, model: &mut dyn RewardModel<P>, data: &[&Preference<P>], epoch: usize) -> Result<Vec<f32>> {
-        let mut margins = self.margins(model, data, epoch)?;
-        margins.iter_mut().zip(data).for_each(|(d, p)| *d = less_own_margin(p, *d));
-        Ok(margins)
     }
 
     /// Margins of pairs.

@@ -155,7 +155,7 @@ fn actions_are_clamped_and_rewards_are_the_environments() {
     assert!(found.segments.iter().all(|s| s.rewards.iter().any(|&r| r < 0.0)));
     assert_eq!(found, collect(Some(Box::new(Zero))));
     // The account of episodes: all have 40 steps, and their return is what their steps add up to.
-    assert_eq!((found.env_steps % 20, found.length_mean), (0, Some(40.0)));
+    assert_eq!(found.env_steps % 20, 0);
     assert!(found.n_episodes >= 2 && found.return_mean.unwrap() < -10.0);
 }
 
@@ -171,7 +171,7 @@ fn account_of_episodes_is_the_engines() {
     assert_eq!(found.n_episodes, lengths.len());
     let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
     // Every step of the cart pole pays 1.
-    assert!((found.length_mean.unwrap() - mean).abs() < 1e-9 && (found.return_mean.unwrap() - mean).abs() < 1e-9);
+    assert!((found.return_mean.unwrap() - mean).abs() < 1e-9);
 }
 
 #[test]

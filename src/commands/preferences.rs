@@ -95,16 +95,15 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     ))
 }
 
-/// Adds the segments of another policy, and its episodes to the means.
+/// Adds the segments of another policy, and its episodes to the mean.
 fn merge(all: &mut CollectedSegments, more: CollectedSegments) {
-    let mean = |a: Option<f64>, b: Option<f64>| match (a, b) {
+    all.return_mean = match (all.return_mean, more.return_mean) {
         (Some(a), Some(b)) => {
             let (n, m) = (all.n_episodes as f64, more.n_episodes as f64);
             Some((n * a + m * b) / (n + m))
         }
         (one, other) => one.or(other),
     };
-    (all.return_mean, all.length_mean) = (mean(all.return_mean, more.return_mean), mean(all.length_mean, more.length_mean));
     all.env_steps += more.env_steps;
     all.n_episodes += more.n_episodes;
     all.segments.extend(more.segments);

@@ -163,18 +163,16 @@ fn preference_files_that_do_not_fit_are_refused_with_their_line() {
 #[test]
 fn a_run_in_a_tiny_world_can_be_continued() {
     let place = Place::new();
-    let changes = ["env=bandit", "reward.segment_steps=1", "total_steps=600"];
+    let changes = ["env=bandit", "reward.segment_steps=1", "total_steps=20000", "checkpoint.every_steps=2000"];
     let answer = place.succeed(&[&["train", TINY_REWARD, "--output", "whole"], changes.as_slice()].concat());
     assert!(answer.err.contains("left out pairs of identical segments"), "{}", answer.err);
     let mut child = place.command(&[&["train", TINY_REWARD, "--output", "run"], changes.as_slice()].concat()).spawn().unwrap();
-    while !place.path("run/checkpoints/step-000000000600").exists() && child.try_wait().unwrap().is_none() {
+    while !place.path("run/checkpoints/step-000000002000").exists() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    if place.path("run/summary.json").exists() {
-        return;
-    }
+    assert!(!place.path("run/summary.json").exists(), "the run was to be stopped at a tenth of its way");
     place.succeed(&["train", "--resume", "run"]);
     assert_equal_runs(&place, "whole", "run");
 }

@@ -142,8 +142,6 @@ pub struct CollectedSegments {
     pub n_episodes: usize,
     /// Mean of their returns per agent under the environment's reward; nothing if none ended.
     pub return_mean: Option<f64>,
-    /// Mean of their lengths.
-    pub length_mean: Option<f64>,
 }
 
 /// Lets `policy`, called `name`, act until there are `n` segments of `steps` steps, going on with the engine's running
@@ -162,7 +160,7 @@ pub fn collect_segments(
 ) -> Result<CollectedSegments> {
     let mut sampler = SegmentSampler::new(engine.spec(), steps, seeds)?;
     let (mut batch, mut found) = (RolloutBatch::default(), CollectedSegments::default());
-    let (mut returns, mut lengths) = (0.0, 0.0);
+    let mut returns = 0.0;
     while found.segments.len() < n {
         engine.collect(policy, steps, mode, &mut batch)?;
         sampler.push(&batch, name, &mut found.segments);
@@ -170,13 +168,11 @@ pub fn collect_segments(
         for episode in engine.episodes().iter() {
             found.n_episodes += 1;
             returns += episode.agent_mean();
-            lengths += episode.length as f64;
         }
     }
     found.segments.truncate(n);
     if found.n_episodes > 0 {
         found.return_mean = Some(returns / found.n_episodes as f64);
-        found.length_mean = Some(lengths / found.n_episodes as f64);
     }
     Ok(found)
 }
