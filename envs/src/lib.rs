@@ -18,6 +18,7 @@ pub mod seed;
 pub mod snapshot;
 pub mod space;
 pub mod testing;
+pub mod text;
 
 pub use config::EnvConfig;
 pub use environment::{Actions, AgentSpec, EnvSpec, Environment, StepOut};

@@ -40,14 +40,7 @@ pub struct SegmentPair {
     pub rejected: Segment,
 }
 
-/// One message of a conversation.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
+pub use steadfast_envs::text::Message;
 
 /// A text, plain or as a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]

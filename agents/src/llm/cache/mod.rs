@@ -1,0 +1,1 @@
+//! Stores of past keys and values.

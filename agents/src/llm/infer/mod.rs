@@ -1,0 +1,1 @@
+//! Weights packed once, decoded many times; no tape.

@@ -1,0 +1,20 @@
+//! Language-model policies: a decoder of our own, text in and out, generation, and training from preferences.
+//!
+//! Token sequences of different lengths are packed one behind the other, never padded: `[token, feature]` with the
+//! borders beside it.
+
+pub mod cache;
+pub mod generate;
+pub mod infer;
+pub mod model;
+pub mod ops;
+pub mod optimizer;
+pub mod sequence;
+pub mod tokenizer;
+pub mod trainer;
+
+pub use generate::{Completion, Finish, GenerationConfig, Generator};
+pub use model::{Decoder, DecoderConfig};
+pub use optimizer::{AdamW, AdamWConfig};
+pub use sequence::{TokenSequence, TokenStatistics};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,10 @@
+//! The decoder: a pre-norm transformer that loads the checkpoints of Llama 2/3, Mistral, Qwen2/2.5, Qwen3, GPT-NeoX and GPT-2.
+mod config;
+mod decoder;
+mod dense;
+mod span;
+
+pub use config::{Activation, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling};
+pub use decoder::{Decoder, LogProbLoss, ScoreLoss, ScorePositions};
+pub use dense::{DenseLayer, DenseLinear, DenseNorm, DenseWeights};
+pub use span::{KeyBias, Span};
