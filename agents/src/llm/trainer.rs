@@ -250,7 +250,12 @@ impl Trainer {
         let examples = self.batch(self.step);
         let weight: f64 = examples.iter().map(|&i| self.objective.weight(i)).sum();
         if !(weight > 0.0 && weight.is_finite()) {
-            return Err(AgentError::NonFinite { tensor: "weight of the batch".into(), value: weight as f32, update, position: examples[0] });
+            return Err(AgentError::NonFinite {
+                tensor: "weight of the batch".into(),
+                value: weight as f32,
+                update,
+                position: examples[0],
+            });
         }
         let mut sums = MetricSums::default();
         self.objective.begin_batch(&self.decoder, &examples).map_err(at_step)?;
