@@ -20,4 +20,4 @@ pub use optimizer::{AdamW, AdamWConfig};
 pub use sequence::{TokenSequence, TokenStatistics};
 pub use sft::SftObjective;
 pub use tokenizer::Tokenizer;
-pub use trainer::{MetricSums, Objective, Trainer, TrainerConfig};
+pub use trainer::{ExampleTable, MetricSums, Objective, Trainer, TrainerConfig};

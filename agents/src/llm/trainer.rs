@@ -138,6 +138,17 @@ impl MetricSums {
     }
 }
 
+/// What is known of each training example at the end of a run, one row each, and what follows from all of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ExampleTable {
+    /// Names of the columns; empty if there is no table.
+    pub columns: &'static [&'static str],
+    /// The rows in the order of the examples, a cell for each column; blank where nothing is known.
+    pub rows: Vec<Vec<String>>,
+    /// Numbers over all rows.
+    pub metrics: Metrics,
+}
+
 /// A loss over numbered examples. Losses are normalised by explicit global counts: `accumulate` gets the sum of
 /// [`Objective::weight`] over the WHOLE effective batch and divides by it, so that 8 x 1 accumulated equals 1 x 8.
 ///
@@ -161,6 +172,11 @@ pub trait Objective: Send {
     -> Result<(), AgentError>;
     /// Metrics on held-out examples, names with the group `eval/`; empty if there are none.
     fn evaluate(&mut self, decoder: &Decoder) -> Result<Metrics, AgentError>;
+    /// What the model says of each training example at the end; empty if that is nothing of use.
+    fn example_table(&mut self, decoder: &Decoder) -> Result<ExampleTable, AgentError> {
+        let _ = decoder;
+        Ok(ExampleTable::default())
+    }
     /// Things that happened and that a user should know of, such as a cache that could not be read; each is told once.
     fn take_notices(&mut self) -> Vec<String> {
         Vec::new()
@@ -279,6 +295,15 @@ impl Trainer {
     pub fn evaluate(&mut self) -> Result<Metrics, AgentError> {
         self.prepare()?;
         self.objective.evaluate(&self.decoder)
+    }
+
+    /// What the model says of each training example.
+    ///
+    /// # Errors
+    /// Those of the objective.
+    pub fn example_table(&mut self) -> Result<ExampleTable, AgentError> {
+        self.prepare()?;
+        self.objective.example_table(&self.decoder)
     }
 
     /// The model as it is now.
