@@ -1,10 +1,16 @@
 //! The decoder: a pre-norm transformer that loads the checkpoints of Llama 2/3, Mistral, Qwen2/2.5, Qwen3, GPT-NeoX and GPT-2.
 mod config;
+mod config_json;
 mod decoder;
 mod dense;
+mod rope;
+mod safetensors_file;
 mod span;
+mod weights;
 
 pub use config::{Activation, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling};
 pub use decoder::{Decoder, LogProbLoss, ScoreLoss, ScorePositions};
 pub use dense::{DenseLayer, DenseLinear, DenseNorm, DenseWeights};
+pub use rope::rope_frequencies;
 pub use span::{KeyBias, Span};
+pub use weights::{Checkpoint, Head, SCORE, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
