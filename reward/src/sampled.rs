@@ -96,7 +96,9 @@ pub fn sample_preferences(
         let [first, second] = pair?;
         let rewards = |completion: &[u32]| match gold.terms {
             // A completion without words has no terms; its sum is 0 like that of any other constant.
-            Some(terms) if needs_terms => TrueRewards::of_steps(Some(terms(prompt, completion)).filter(|t| !t.is_empty()).unwrap_or(vec![0.0])),
+            Some(terms) if needs_terms => {
+                TrueRewards::of_steps(Some(terms(prompt, completion)).filter(|t| !t.is_empty()).unwrap_or(vec![0.0]))
+            }
             _ => TrueRewards::of_value((gold.value)(prompt, completion)),
         };
         let (first_rewards, second_rewards) = (rewards(&first), rewards(&second));
@@ -115,7 +117,11 @@ pub fn sample_preferences(
     Ok((preferences, SampleReport { prompts: prompts.len(), same: pending.len(), labels: report }))
 }
 
-fn label(pairs: Vec<UnlabelledPair<EncodedPair>>, labels: &SampledLabels, seeds: SeedTree) -> Result<(Vec<EncodedPreference>, LabelReport)> {
+fn label(
+    pairs: Vec<UnlabelledPair<EncodedPair>>,
+    labels: &SampledLabels,
+    seeds: SeedTree,
+) -> Result<(Vec<EncodedPreference>, LabelReport)> {
     if let NoiseConfig::None(_) = labels.annotator {
         return labels.noise.label(pairs, None, seeds.child("noise"));
     }
