@@ -363,7 +363,11 @@ pub enum RecipeCommand {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print every setting with its default and meaning
-    Defaults,
+    Defaults {
+        /// Settings of language models that learn from given examples
+        #[arg(long)]
+        language: bool,
+    },
     /// Check a recipe or file
     Check {
         /// Recipe or TOML file, then changes as key.path=value
