@@ -11,6 +11,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod sequence;
 pub mod sft;
+pub mod template;
 pub mod tokenizer;
 pub mod trainer;
 
@@ -20,5 +21,6 @@ pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use sequence::{TokenSequence, TokenStatistics};
 pub use sft::SftObjective;
+pub use template::{ChatDate, ChatTemplate};
 pub use tokenizer::Tokenizer;
 pub use trainer::{ExampleTable, MetricSums, Objective, Trainer, TrainerConfig};
