@@ -1,6 +1,7 @@
 //! Checkpoints that `transformers` wrote, read and run; damaged folders; what is written, read back.
 #![cfg(feature = "llm")]
 
+mod configs;
 mod damaged;
 mod reference;
 

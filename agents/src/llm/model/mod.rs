@@ -13,4 +13,4 @@ pub use decoder::{Decoder, LogProbLoss, ScoreLoss, ScorePositions};
 pub use dense::{DenseLayer, DenseLinear, DenseNorm, DenseWeights};
 pub use rope::rope_frequencies;
 pub use span::{KeyBias, Span};
-pub use weights::{Checkpoint, Head, SCORE, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
+pub use weights::{Checkpoint, Head, SCORE, TakeTensor, TensorInit, TensorSpec, expected_tensors, save_checkpoint};

@@ -43,6 +43,9 @@ pub enum Head {
     FreshScalar,
 }
 
+/// Gets each tensor that is read.
+pub type TakeTensor<'a> = dyn FnMut(&TensorSpec, Vec<f32>) -> Result<(), AgentError> + 'a;
+
 /// Name of the scalar head's weight in all families.
 pub const SCORE: &str = "score.weight";
 
@@ -259,11 +262,7 @@ impl Checkpoint {
     /// # Errors
     /// [`AgentError::Model`] naming file and tensor: missing, of another shape or type, under two names, a scalar head that is
     /// not there, a head that is tied by `config.json` but has weights of its own; or what `take` says.
-    pub fn load(
-        &self,
-        head: Head,
-        take: &mut dyn FnMut(&TensorSpec, Vec<f32>) -> Result<(), AgentError>,
-    ) -> Result<Vec<String>, AgentError> {
+    pub fn load(&self, head: Head, take: &mut TakeTensor<'_>) -> Result<Vec<String>, AgentError> {
         let names = Names::of(self.config.family);
         if head == Head::Scalar {
             self.check_scalar_head()?;
