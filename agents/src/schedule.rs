@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::AgentError;
+
 /// What follows the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -34,6 +36,20 @@ impl Default for ScheduleConfig {
 }
 
 impl ScheduleConfig {
+    /// Checks the ranges given with the fields.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] for the first field out of its range.
+    pub fn validate(&self) -> Result<(), AgentError> {
+        for (field, value) in [("schedule.warmup", self.warmup), ("schedule.floor", self.floor)] {
+            if !(0.0..=1.0).contains(&value) {
+                let (field, expected) = (field.to_string(), "between 0 and 1".to_string());
+                return Err(AgentError::Config { field, expected, got: value.to_string() });
+            }
+        }
+        Ok(())
+    }
+
     /// Factor of the learning rate at step `step` (from 0) of `steps`. The first step of a warm-up is not 0.
     pub fn factor(&self, step: u64, steps: u64) -> f64 {
         let warmup = (self.warmup * steps as f64).ceil();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig};
+use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, Space};
 
 use super::log::LogFile;
 use crate::failure::{Failure, Result};
@@ -127,7 +127,12 @@ impl EvalRow {
             perturbation,
             level,
             settings,
-            actions: if spec.has_discrete_actions() { "discrete" } else { "continuous" }.to_string(),
+            actions: match spec.agents.first().map(|agent| &agent.action) {
+                Some(Space::Discrete { .. }) => "discrete",
+                Some(Space::Tokens { .. }) => "tokens",
+                _ => "continuous",
+            }
+            .to_string(),
             mode: setting.mode,
             seed: setting.seed,
             episodes: episodes.len(),

@@ -10,6 +10,7 @@ pub mod model;
 pub mod ops;
 pub mod optimizer;
 pub mod sequence;
+pub mod sft;
 pub mod tokenizer;
 pub mod trainer;
 
@@ -17,4 +18,6 @@ pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use sequence::{TokenSequence, TokenStatistics};
+pub use sft::SftObjective;
 pub use tokenizer::Tokenizer;
+pub use trainer::{ExampleTable, MetricSums, Objective, Trainer, TrainerConfig};

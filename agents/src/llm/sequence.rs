@@ -1,5 +1,7 @@
 //! Token sequences and what a model says of them.
 
+use super::model::DecoderConfig;
+
 /// A prompt and its completion as token ids. Log-probabilities, losses and gradients are of the completion alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TokenSequence {
@@ -23,6 +25,40 @@ impl TokenSequence {
     /// Tokens of the completion, its end-of-sequence token included if it has one.
     pub fn completion(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
+    }
+
+    /// Checks that there is a prompt and a completion.
+    ///
+    /// # Errors
+    /// The reason, in words that fit behind the name of an example.
+    pub fn check(&self) -> Result<(), String> {
+        let (n, prompt) = (self.tokens.len(), self.prompt_len);
+        if prompt == 0 {
+            return Err("a sequence needs at least one token before its completion, such as a begin-of-sequence token".to_string());
+        }
+        if prompt >= n {
+            return Err(format!("the completion is empty ({n} tokens, of which {prompt} are the prompt)"));
+        }
+        Ok(())
+    }
+
+    /// The same, and that a model of this shape can read it.
+    ///
+    /// # Errors
+    /// As [`TokenSequence::check`].
+    pub fn check_fits(&self, config: &DecoderConfig) -> Result<(), String> {
+        self.check()?;
+        let (n, most) = (self.tokens.len(), config.max_positions);
+        if n > most {
+            return Err(format!("{n} tokens, but the model has {most} positions; shorten it or limit its tokens when encoding"));
+        }
+        match self.tokens.iter().position(|&t| t as usize >= config.vocab_size) {
+            Some(at) => {
+                let (token, size) = (self.tokens[at], config.vocab_size);
+                Err(format!("token {token} at position {at}, but the model's vocabulary ends at {size}; use the model's own tokenizer"))
+            }
+            None => Ok(()),
+        }
     }
 }
 
