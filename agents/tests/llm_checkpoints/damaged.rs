@@ -207,6 +207,17 @@ fn cut_or_foreign_files_are_named() {
 }
 
 #[test]
+fn numbers_that_are_not_finite_are_named() {
+    let copied = copy("qwen3");
+    edit_header(&copied.path().join("model.safetensors"), |header, data| {
+        let start = header["model.norm.weight"]["data_offsets"][0].as_u64().expect("an offset") as usize;
+        data[start + 6..start + 8].copy_from_slice(&0x7fc0_u16.to_le_bytes());
+    });
+    let text = error(copied.path());
+    assert!(text.contains("tensor `model.norm.weight` holds NaN at position 3"), "{text}");
+}
+
+#[test]
 fn classifiers_with_several_outputs_are_no_reward_models() {
     let copied = copy("gpt2_reward");
     edit(&copied.path().join("config.json"), |config| config["id2label"] = json!({ "0": "a", "1": "b" }));
