@@ -17,4 +17,4 @@ pub use forward::Steering;
 pub(crate) use parameters::{Parameter, Values};
 pub use rope::rope_frequencies;
 pub use span::{KeyBias, Span};
-pub use weights::{Checkpoint, Head, SCORE, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
+pub use weights::{Checkpoint, Head, SCORE, TakeTensor, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
