@@ -80,7 +80,12 @@ impl TransformerReward {
     /// [`RewardError::Config`] for settings out of their range; those of the model.
     pub fn new(base: &Decoder, config: &TransformerRewardConfig, seeds: SeedTree) -> Result<Self> {
         config.validate()?;
-        let decoder = if base.has_scalar_head() { base.duplicate()? } else { base.with_scalar_head(seeds)? };
+        let mut decoder = base.with_scalar_head(seeds)?;
+        if base.has_scalar_head() {
+            for (name, _, values) in base.parameters()?.iter().filter(|(name, ..)| name == HEAD) {
+                decoder.set_parameter(name, values)?;
+            }
+        }
         Self::of_decoder(decoder, config)
     }
 
