@@ -68,7 +68,7 @@ fn flag_of(path: &[String], flags: &[&'static str]) -> String {
 }
 
 /// The checkpoint of a step, or the newest complete one.
-fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
+pub(super) fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
     let directory = run.checkpoints();
     if let Some(step) = step {
         let known = checkpoint::list(&directory);

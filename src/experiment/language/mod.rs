@@ -6,3 +6,4 @@ pub mod evaluation;
 pub mod file;
 pub mod model;
 pub mod offline;
+pub mod stored;
