@@ -4,6 +4,7 @@
 //! borders beside it.
 
 pub mod cache;
+pub mod encode;
 pub mod generate;
 pub mod infer;
 pub mod model;
@@ -15,6 +16,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod trainer;
 
+pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
