@@ -4,6 +4,7 @@
 //! borders beside it.
 
 pub mod cache;
+pub mod encode;
 pub mod generate;
 pub mod infer;
 pub mod model;
@@ -16,6 +17,7 @@ pub mod tokenizer;
 pub mod trainer;
 
 pub use candle_core::Device;
+pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};

@@ -199,7 +199,7 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], context: &ChatContext<'_>) -> Result<String, AgentError> {
         let failed = |error: Error| template_error(&self.place, &error);
         let date = context.date;
-        let pairs = |items: Vec<(&str, Value)>| items.into_iter().collect::<Value>();
+        let pairs = |items: Vec<(&str, Value)>| Value::from_pairs(items.into_iter().map(|(name, value)| (name.to_string(), value)));
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| pairs(vec![("role", Value::from(&*message.role)), ("content", Value::from(&*message.content))]))

@@ -126,12 +126,12 @@ pub fn task(config: &DataConfig) -> Result<Option<Arc<dyn TextTask>>> {
     }
 }
 
-/// Draws or reads the examples of a run, and writes drawn pairs into it.
+/// Draws or reads the examples of a run, and writes drawn pairs into it, if there is one.
 ///
 /// # Errors
 /// [`Failure::Run`] naming the row or the file of what cannot be used.
 pub fn gather(
-    run: &RunDirectory,
+    run: Option<&RunDirectory>,
     config: &LanguageConfig,
     model: &LanguageModel,
     task: Option<&dyn TextTask>,
@@ -181,7 +181,7 @@ fn corpus(data: &TaskDataConfig, task: &dyn TextTask, seeds: SeedTree) -> Gather
 
 /// Pairs that a policy draws and the task's reward labels.
 fn pairs(
-    run: &RunDirectory,
+    run: Option<&RunDirectory>,
     data: &TaskDataConfig,
     model: &LanguageModel,
     task: &dyn TextTask,
@@ -227,7 +227,7 @@ fn pairs(
         return Err(Failure::run_with_help("no pair was left to learn from", help));
     }
     for (name, pairs) in [(PAIRS, &train), (HELD_OUT, &held_out)] {
-        write_pairs(&run.file(name), pairs, model)?;
+        run.map_or(Ok(()), |run| write_pairs(&run.file(name), pairs, model))?;
     }
     let report = json!({
         "train": train.len(), "held_out": held_out.len(), "wrong_labels": wrong(&train), "wrong_labels_held_out": wrong(&held_out),

@@ -6,4 +6,5 @@ pub mod evaluation;
 pub mod file;
 pub mod model;
 pub mod offline;
+pub mod show;
 pub mod stored;

@@ -109,7 +109,7 @@ impl<'a> Training<'a> {
             let message = format!("`objective.{}` trains a language model, but `model` is a reward model", config.objective.name());
             return Err(Failure::run_with_help(message, "give the language model that the reward model was trained from"));
         }
-        let gathered = data::gather(run, config, &model, task.as_deref(), &device)?;
+        let gathered = data::gather(Some(run), config, &model, task.as_deref(), &device)?;
         let (train, held_out) = gathered.examples.counts();
         let parameters = model.decoder.n_parameters();
         info!(objective = config.objective.name(), parameters, train, held_out, report = %gathered.report, "gathered examples");
