@@ -259,7 +259,8 @@ mod tests {
         let mut robust = example("a", 0);
         robust.config.regularizer = Some(RegularizerConfig::Lipschitz(Default::default()));
         let mut fast = example("a", 1);
-        let AgentConfig::Ppo(ppo) = &mut fast.config.agent;
+        #[allow(irrefutable_let_patterns, reason = "the only agent of a build without language models")]
+        let AgentConfig::Ppo(ppo) = &mut fast.config.agent else { panic!("the example is one of PPO") };
         ppo.learning_rate = 0.5;
         let runs = [example("a", 0), robust.clone(), example("a", 1), example("b", 0)];
         let found = groups(&runs);
