@@ -547,22 +547,16 @@ impl Objective for PreferenceObjective {
             }
         }
         let mut metrics = sums.means();
-        let terms: Vec<PairTerms> = evaluated.iter().map(|e| e.0).collect();
-        push_detection(&self.validation, &terms, EVAL_DETECTION, &mut metrics);
+        let judged: Vec<(f32, f32)> = evaluated.iter().map(|e| (e.0.margin.margin, e.0.delta)).collect();
+        push_detection(&self.validation, &judged, EVAL_DETECTION, &mut metrics);
         Ok(metrics)
     }
 
     fn example_table(&mut self, decoder: &Decoder) -> Result<ExampleTable, AgentError> {
         let indices: Vec<usize> = (0..self.train.len()).collect();
-        let terms: Vec<PairTerms> = self.evaluated(decoder, &indices)?.iter().map(|e| e.0).collect();
-        let row = |(preference, terms): (&EncodedPreference, &PairTerms)| {
-            let flipped = preference.truth.flipped.map_or_else(String::new, |flipped| flipped.to_string());
-            vec![preference.id.clone(), terms.margin.margin.to_string(), terms.delta.to_string(), flipped]
-        };
-        let rows = self.train.iter().zip(&terms).map(row).collect();
-        let mut metrics = Metrics::default();
-        push_detection(&self.train, &terms, TRAIN_DETECTION, &mut metrics);
-        Ok(ExampleTable { columns: &["id", "margin", "delta", "flipped"], rows, metrics })
+        let evaluated = self.evaluated(decoder, &indices)?;
+        let judged: Vec<(f32, f32)> = evaluated.iter().map(|e| (e.0.margin.margin, e.0.delta)).collect();
+        Ok(table(&self.train, &judged, TRAIN_DETECTION))
     }
 
     fn take_notices(&mut self) -> Vec<String> {
@@ -570,16 +564,28 @@ impl Objective for PreferenceObjective {
     }
 }
 
-const TRAIN_DETECTION: [&str; 4] = ["r3m/auroc", "r3m/ap", "r3m/precision", "r3m/recall"];
-const EVAL_DETECTION: [&str; 4] = ["eval/r3m_auroc", "eval/r3m_ap", "eval/r3m_precision", "eval/r3m_recall"];
+pub(crate) const TRAIN_DETECTION: [&str; 4] = ["r3m/auroc", "r3m/ap", "r3m/precision", "r3m/recall"];
+pub(crate) const EVAL_DETECTION: [&str; 4] = ["eval/r3m_auroc", "eval/r3m_ap", "eval/r3m_precision", "eval/r3m_recall"];
 
-/// How well low margins point to wrong labels, among the pairs whose truth is known.
-fn push_detection(preferences: &[EncodedPreference], terms: &[PairTerms], names: [&'static str; 4], metrics: &mut Metrics) {
-    let known = preferences.iter().zip(terms).filter(|(p, _)| !p.equal).filter_map(|(p, t)| Some((t, p.truth.flipped?)));
-    let known: Vec<(&PairTerms, bool)> = known.collect();
-    let margins: Vec<f32> = known.iter().map(|k| k.0.margin.margin).collect();
-    let deltas: Vec<f32> = known.iter().map(|k| k.0.delta).collect();
-    let flipped: Vec<bool> = known.iter().map(|k| k.1).collect();
+/// The pairs with their margins and outlier values, `(margin, δ)`.
+pub(crate) fn table(preferences: &[EncodedPreference], judged: &[(f32, f32)], names: [&'static str; 4]) -> ExampleTable {
+    let row = |(preference, (margin, delta)): (&EncodedPreference, &(f32, f32))| {
+        let flipped = preference.truth.flipped.map_or_else(String::new, |flipped| flipped.to_string());
+        vec![preference.id.clone(), margin.to_string(), delta.to_string(), flipped]
+    };
+    let rows = preferences.iter().zip(judged).map(row).collect();
+    let mut metrics = Metrics::default();
+    push_detection(preferences, judged, names, &mut metrics);
+    ExampleTable { columns: &["id", "margin", "delta", "flipped"], rows, metrics }
+}
+
+/// How well low margins point to wrong labels, among the pairs whose truth is known; `judged` are `(margin, δ)`.
+pub(crate) fn push_detection(preferences: &[EncodedPreference], judged: &[(f32, f32)], names: [&'static str; 4], metrics: &mut Metrics) {
+    let known = preferences.iter().zip(judged).filter(|(p, _)| !p.equal).filter_map(|(p, &(d, delta))| Some((d, delta, p.truth.flipped?)));
+    let known: Vec<(f32, f32, bool)> = known.collect();
+    let margins: Vec<f32> = known.iter().map(|k| k.0).collect();
+    let deltas: Vec<f32> = known.iter().map(|k| k.1).collect();
+    let flipped: Vec<bool> = known.iter().map(|k| k.2).collect();
     let Some(detection) = detect(&margins, &deltas, &flipped) else { return };
     let values = [Some(detection.auroc), Some(detection.average_precision), detection.precision, Some(detection.recall)];
     names.iter().zip(values).filter_map(|(name, value)| Some((*name, value?))).for_each(|(name, value)| metrics.push(name, value));

@@ -24,7 +24,13 @@ pub mod preference;
 pub mod r3m;
 #[cfg(feature = "llm")]
 pub mod reference;
+#[cfg(feature = "llm")]
+pub mod reward_objective;
+#[cfg(feature = "llm")]
+pub mod sampled;
 pub mod testing;
+#[cfg(feature = "llm")]
+pub mod text_reward;
 
 pub use config::{RewardConfig, Ties};
 pub use dataset::NoiseConfig;
@@ -44,3 +50,9 @@ pub use preference::{Message, Preference, Segment, SegmentPair, SegmentPreferenc
 pub use r3m::{R3mConfig, RobustLogistic};
 #[cfg(feature = "llm")]
 pub use reference::ReferenceCache;
+#[cfg(feature = "llm")]
+pub use reward_objective::{RewardObjective, RewardObjectiveConfig};
+#[cfg(feature = "llm")]
+pub use sampled::{Gold, SampleReport, SampledLabels, sample_preferences, text_row};
+#[cfg(feature = "llm")]
+pub use text_reward::{RewardScale, TextReward};

@@ -16,6 +16,7 @@ pub mod sft;
 pub mod tokenizer;
 pub mod trainer;
 
+pub use candle_core::Device;
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};

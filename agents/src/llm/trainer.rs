@@ -81,6 +81,7 @@ enum Reduction {
     GeometricMean,
     Sum,
     Maximum,
+    Minimum,
 }
 
 /// Named numbers over the examples of a batch: sums with their own counts, totals and maxima.
@@ -124,13 +125,19 @@ impl MetricSums {
         *m = m.max(value);
     }
 
+    /// Takes part in a metric that is a minimum.
+    pub fn add_minimum(&mut self, name: &'static str, value: f64) {
+        let (m, _) = self.entry(name, Reduction::Minimum, f64::INFINITY);
+        *m = m.min(value);
+    }
+
     /// The metrics, in the order of first mention. A mean over nothing is left out.
     pub fn means(&self) -> Metrics {
         let value = |&(name, reduction, s, c): &(&'static str, Reduction, f64, f64)| {
             let value = match reduction {
                 Reduction::Mean => s / c,
                 Reduction::GeometricMean => (s / c).exp(),
-                Reduction::Sum | Reduction::Maximum => return Some((name, s)),
+                Reduction::Sum | Reduction::Maximum | Reduction::Minimum => return Some((name, s)),
             };
             (c > 0.0).then_some((name, value))
         };
