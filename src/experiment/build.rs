@@ -34,6 +34,12 @@ pub fn learner(config: &ExperimentConfig, spec: &EnvSpec) -> Result<Box<dyn Lear
         AgentConfig::Ppo(ppo) => {
             Ok(Box::new(steadfast_agents::algorithms::ppo::Ppo::new(ppo, config.regularizer.as_ref(), spec, config.slots, seeds)?))
         }
+        #[cfg(feature = "llm")]
+        other => Err(AgentError::Config {
+            field: "agent".to_string(),
+            expected: "a learner of numbers; a language model needs a `model`".to_string(),
+            got: other.name().to_string(),
+        }),
     }
 }
 
