@@ -4,6 +4,8 @@
 //! a missing key with the value that the family's class has, and refuses what would change the result and is not built
 //! here. Keys without influence on the forward pass (dropout, caches, data types) are passed over. Writing uses the older
 //! spelling, which both read.
+//!
+//! The file is long because each family's keys, their defaults and what is refused are one table, which is read together.
 
 use serde_json::{Map, Value, json};
 

@@ -71,20 +71,25 @@ impl SafetensorsFile {
     /// Reads one tensor as `f32`, row-major. `F16` and `BF16` are widened, which is exact.
     ///
     /// # Errors
-    /// [`AgentError::Model`] naming file and tensor: another type of number, or the file cannot be read (any more).
+    /// [`AgentError::Model`] naming file and tensor: another type of number, one that is not finite, or the file cannot be
+    /// read (any more).
     pub fn read(&self, entry: &Entry) -> Result<Vec<f32>, AgentError> {
-        let (width, convert): (usize, fn(&[u8]) -> f32) = match entry.dtype.as_str() {
-            "F32" => (4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            "F16" => (2, |b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))),
-            "BF16" => (2, |b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+        match entry.dtype.as_str() {
+            "F32" => self.widened(entry, f32::from_le_bytes),
+            "F16" => self.widened(entry, |bytes| f16_to_f32(u16::from_le_bytes(bytes))),
+            "BF16" => self.widened(entry, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)),
             other => {
                 let reason = format!("has type {other}; supported: F32, F16, BF16. Convert the checkpoint to one of them");
-                return Err(self.error(&entry.name, reason));
+                Err(self.error(&entry.name, reason))
             }
-        };
+        }
+    }
+
+    /// Reads numbers of `WIDTH` bytes, a chunk at a time.
+    fn widened<const WIDTH: usize>(&self, entry: &Entry, convert: impl Fn([u8; WIDTH]) -> f32) -> Result<Vec<f32>, AgentError> {
         let failed = |error: std::io::Error| self.error(&entry.name, format_args!("cannot be read: {error}"));
         let n_bytes = (entry.bytes.1 - entry.bytes.0) as usize;
-        let mut values = Vec::with_capacity(n_bytes / width);
+        let mut values = Vec::with_capacity(n_bytes / WIDTH);
         let mut buffer = vec![0; n_bytes.min(CHUNK)];
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.start + entry.bytes.0)).map_err(failed)?;
@@ -92,10 +97,13 @@ impl SafetensorsFile {
         while left > 0 {
             let chunk = &mut buffer[..left.min(CHUNK)];
             file.read_exact(chunk).map_err(failed)?;
-            values.extend(chunk.chunks_exact(width).map(convert));
+            values.extend(chunk.as_chunks::<WIDTH>().0.iter().map(|bytes| convert(*bytes)));
             left -= chunk.len();
         }
-        Ok(values)
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => Err(self.error(&entry.name, format_args!("holds {} at position {at}: the weights are broken", values[at]))),
+        }
     }
 }
 

@@ -43,6 +43,9 @@ pub enum Head {
     FreshScalar,
 }
 
+/// Gets each tensor that is read.
+pub type TakeTensor<'a> = dyn FnMut(&TensorSpec, Vec<f32>) -> Result<(), AgentError> + 'a;
+
 /// Name of the scalar head's weight in all families.
 pub const SCORE: &str = "score.weight";
 
@@ -258,12 +261,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`AgentError::Model`] naming file and tensor: missing, of another shape or type, under two names, a scalar head that is
-    /// not there, a head that is tied by `config.json` but has weights of its own; or what `take` says.
-    pub fn load(
-        &self,
-        head: Head,
-        take: &mut dyn FnMut(&TensorSpec, Vec<f32>) -> Result<(), AgentError>,
-    ) -> Result<Vec<String>, AgentError> {
+    /// not there, a head that is tied by `config.json` but has weights of its own, numbers that are not finite; or what `take`
+    /// says.
+    pub fn load(&self, head: Head, take: &mut TakeTensor<'_>) -> Result<Vec<String>, AgentError> {
         let names = Names::of(self.config.family);
         if head == Head::Scalar {
             self.check_scalar_head()?;
@@ -493,4 +493,28 @@ pub fn save_checkpoint(
     write_atomically(&path, &mut |file| {
         file.write_all(text.as_bytes()).map_err(|error| model_error(&path, format_args!("cannot be written: {error}")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_index_is_a_panic(text in ".{0,200}", map in proptest::collection::btree_map(".{0,8}", ".{0,8}", 0..4)) {
+            let _ = parse_index(&text);
+            let text = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+            prop_assert_eq!(parse_index(&text).is_ok(), !map.is_empty());
+        }
+
+        #[test]
+        fn accepted_names_have_no_way_out(name in "[./a\\\\]{0,9}") {
+            let folder = std::env::temp_dir();
+            if let Ok(path) = located(&folder, &name, "test") {
+                prop_assert!(path.starts_with(&folder) && !name.contains(".."), "{name}");
+            }
+        }
+    }
 }
