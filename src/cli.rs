@@ -294,6 +294,7 @@ Examples:
   steadfast audit pairs.jsonl                          into pairs-audit/
   steadfast audit pairs.parquet -o suspects --skip-bad-rows
   steadfast audit pairs.jsonl --lambda 0.9 --folds 10 --force
+  steadfast audit pairs.jsonl --model models/qwen
   steadfast audit pairs.jsonl --loss '{ label_smoothing = { epsilon = 0.2 } }'
 
 FILE is JSONL or Parquet with `chosen`, `rejected` and optionally `prompt` (texts or conversations),
@@ -320,6 +321,14 @@ pub struct AuditArgs {
     /// Leave out rows that cannot be used, instead of stopping at the first
     #[arg(long)]
     pub skip_bad_rows: bool,
+    /// Judge texts by transformers that start from the language model in this folder or run, not by words and marks
+    #[cfg(feature = "llm")]
+    #[arg(long, value_name = "FOLDER|RUN")]
+    pub model: Option<PathBuf>,
+    /// Most tokens of a text with its prompt, with --model; what is longer loses its end, which is counted
+    #[cfg(feature = "llm")]
+    #[arg(long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    pub max_tokens: Option<u32>,
     /// Loss of the models: a name, or an inline TOML table with its settings
     #[arg(long, value_name = "NAME|TABLE", default_value = "r3m")]
     pub loss: String,

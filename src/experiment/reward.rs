@@ -315,7 +315,7 @@ pub fn read_segments(path: &Path, options: &ReadOptions) -> Result<Vec<SegmentPr
     let report = file.scan(|line, row| {
         match row {
             Row::Segments(preference) => pairs.push(preference),
-            Row::Texts(_) => texts = texts.or(Some(line)),
+            Row::Texts(_) | Row::Completion(_) | Row::Prompt(_) => texts = texts.or(Some(line)),
         }
         Ok(())
     });

@@ -3,6 +3,7 @@
 
 mod configs;
 mod damaged;
+mod parity;
 mod reference;
 
 use std::collections::HashMap;
