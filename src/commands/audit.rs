@@ -102,7 +102,10 @@ impl Judge {
         let most = model.decoder.config().max_positions;
         let max_tokens = arguments.max_tokens.map_or(most, |n| n as usize);
         if max_tokens > most {
-            return Err(Failure::usage(format!("--max-tokens is {max_tokens}, but the model has {most} positions"), "give at most that many"));
+            return Err(Failure::usage(
+                format!("--max-tokens is {max_tokens}, but the model has {most} positions"),
+                "give at most that many",
+            ));
         }
         Ok(Self::Transformer(Box::new(model), EncodeConfig { max_tokens, ..EncodeConfig::default() }))
     }

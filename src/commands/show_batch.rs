@@ -19,7 +19,10 @@ pub fn run(arguments: &ShowBatchArgs) -> Result<()> {
     }
     let config = if is_run { RunDirectory::open(Path::new(name))?.config()? } else { load::named(name, &changes)?.config };
     let Experiment::Offline(config) = config else {
-        return Err(Failure::usage(format!("{name} has no examples: its policy writes them itself"), "give a configuration with [objective.NAME]"));
+        return Err(Failure::usage(
+            format!("{name} has no examples: its policy writes them itself"),
+            "give a configuration with [objective.NAME]",
+        ));
     };
     let text = build::thread_pool(config.threads)?.install(|| show::examples(&config, usize::from(arguments.examples)))?;
     print(&text)

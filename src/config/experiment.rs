@@ -4,11 +4,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::Table;
 
+use super::ExperimentConfig;
 #[cfg(feature = "llm")]
 use super::LanguageConfig;
 use super::schema::{self, TypeDoc};
 use super::validate::{self, Misfit};
-use super::{ExperimentConfig, LogConfig};
 
 /// A kind of experiment: what stands at the top of its file, and what it must fulfil.
 pub trait Root: Serialize + DeserializeOwned + Clone + Default {
@@ -102,15 +102,6 @@ impl Experiment {
             Self::Online(c) => &c.device,
             #[cfg(feature = "llm")]
             Self::Offline(c) => &c.device,
-        }
-    }
-
-    /// What is written while training.
-    pub fn log(&self) -> &LogConfig {
-        match self {
-            Self::Online(c) => &c.log,
-            #[cfg(feature = "llm")]
-            Self::Offline(c) => &c.log,
         }
     }
 

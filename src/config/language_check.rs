@@ -7,8 +7,8 @@ use steadfast_envs::EnvConfig;
 use steadfast_envs::text::{BOS, EOS, PAD};
 use steadfast_reward::{NoiseConfig, RewardError};
 
-use super::language::{DataConfig, FreshModelConfig, LanguageConfig, ModelConfig, ObjectiveConfig, TaskDataConfig};
 use super::ExperimentConfig;
+use super::language::{DataConfig, FreshModelConfig, LanguageConfig, ModelConfig, ObjectiveConfig, TaskDataConfig};
 use super::report::Problem;
 use super::validate::{GIB, MAX_BYTES, MAX_SEED, Misfit, check, identity};
 use crate::run::model;
@@ -149,7 +149,8 @@ pub fn online(c: &ExperimentConfig) -> Result<bool, Misfit> {
         return if c.reward_model.is_some() { no_text("reward_model", "the table") } else { Ok(false) };
     };
     if !c.env.is_text() {
-        let problem = Problem::new(format!("`{place}` trains language models, but `env.{}` is no world of text", c.env.name()), "text only");
+        let problem =
+            Problem::new(format!("`{place}` trains language models, but `env.{}` is no world of text", c.env.name()), "text only");
         return Err(Misfit::at(&place, problem.help("`steadfast list envs` shows the worlds; those of text are marked")));
     }
     device(&c.device)?;

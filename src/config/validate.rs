@@ -105,7 +105,9 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     fits_memory(c, &spec)?;
     // Building the learner finds what depends on both, such as a central critic in a world without a global state.
     if !is_text {
-        build::learner(c, &build::Ground::default(), &spec).map(drop).map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+        build::learner(c, &build::Ground::default(), &spec)
+            .map(drop)
+            .map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
     }
     let fits = |place: String, perturbation: &PerturbationConfig| {
         let path = format!("{place}.{}", perturbation.name());

@@ -44,7 +44,10 @@ pub fn examples(config: &LanguageConfig, n: usize) -> Result<String> {
                     (false, Some(true)) => ", known to be labelled wrongly",
                     _ => "",
                 };
-                add(&format!("pair {}{label}: row 0 is chosen, row 1 rejected", pair.id), &[pair.pair.chosen.clone(), pair.pair.rejected.clone()])?;
+                add(
+                    &format!("pair {}{label}: row 0 is chosen, row 1 rejected", pair.id),
+                    &[pair.pair.chosen.clone(), pair.pair.rejected.clone()],
+                )?;
             }
         }
         Examples::Answers { train, .. } => {
