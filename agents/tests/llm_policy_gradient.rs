@@ -47,8 +47,8 @@ fn shape(vocab_size: usize) -> DecoderConfig {
 }
 
 fn decoder(seed: u64) -> Decoder {
-    let vocab = world().text_task().unwrap().expect("a task of text").words().len();
-    Decoder::fresh(&shape(vocab), false, SeedTree::new(seed), &Device::Cpu).unwrap()
+    let vocab = world().text_task().expect("a sound run").expect("a task of text").words().len();
+    Decoder::fresh(&shape(vocab), false, SeedTree::new(seed), &Device::Cpu).expect("a sound run")
 }
 
 fn update(learning_rate: f64) -> UpdateConfig {
@@ -85,21 +85,22 @@ struct Run {
 impl Run {
     fn new(config: &PolicyGradientConfig, slots: usize) -> Self {
         let seeds = SeedTree::new(3);
-        let envs = (0..slots).map(|_| world().build().unwrap()).collect();
-        let envs = VectorEnv::with_groups(envs, seeds.child("environment"), config.group_size()).unwrap();
-        let learner = TextPolicyGradient::new(config, decoder(1), vec![EOS], envs.spec(), slots, seeds.child("learner"), TOTAL).unwrap();
-        let engine = RolloutEngine::new(envs, seeds.child("policy"), RolloutOptions::default()).unwrap();
+        let envs = (0..slots).map(|_| world().build().expect("a sound run")).collect();
+        let envs = VectorEnv::with_groups(envs, seeds.child("environment"), config.group_size()).expect("a sound run");
+        let learner =
+            TextPolicyGradient::new(config, decoder(1), vec![EOS], envs.spec(), slots, seeds.child("learner"), TOTAL).expect("a sound run");
+        let engine = RolloutEngine::new(envs, seeds.child("policy"), RolloutOptions::default()).expect("a sound run");
         Self { learner, engine, batch: RolloutBatch::default() }
     }
 
     fn collect(&mut self) {
         let steps = self.learner.rollout_steps();
-        self.engine.collect(self.learner.policy(), steps, ActMode::Sample, &mut self.batch).unwrap();
+        self.engine.collect(self.learner.policy(), steps, ActMode::Sample, &mut self.batch).expect("a sound run");
     }
 
     fn update(&mut self) -> Metrics {
         self.collect();
-        self.learner.update(&self.batch, 0.0).unwrap().clone()
+        self.learner.update(&self.batch, 0.0).expect("a sound run").clone()
     }
 }
 
