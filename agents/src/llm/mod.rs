@@ -4,6 +4,7 @@
 //! borders beside it.
 
 pub mod cache;
+pub mod encode;
 pub mod generate;
 pub mod infer;
 pub mod model;
@@ -13,10 +14,12 @@ pub mod policy;
 pub mod policy_gradient;
 pub mod sequence;
 pub mod sft;
+pub mod template;
 pub mod tokenizer;
 pub mod trainer;
 
 pub use candle_core::Device;
+pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
@@ -24,5 +27,6 @@ pub use policy::TextPolicy;
 pub use policy_gradient::{PolicyGradientConfig, TextPolicyGradient};
 pub use sequence::{TokenSequence, TokenStatistics};
 pub use sft::SftObjective;
+pub use template::{ChatDate, ChatTemplate};
 pub use tokenizer::Tokenizer;
 pub use trainer::{ExampleTable, MetricSums, Objective, Trainer, TrainerConfig};
