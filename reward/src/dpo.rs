@@ -300,11 +300,16 @@ impl PreferenceObjective {
     /// used, or if the data has reference log-probabilities for some pairs only.
     pub fn new(
         config: &PreferenceConfig,
-        train: Vec<EncodedPreference>,
-        validation: Vec<EncodedPreference>,
+        mut train: Vec<EncodedPreference>,
+        mut validation: Vec<EncodedPreference>,
         cache: ReferenceCache,
     ) -> Result<Self> {
         let loss = PairLoss::new(config)?;
+        for preference in train.iter_mut().chain(&mut validation) {
+            // Columns of a file that were not carried over when its texts became tokens.
+            let columns = preference.reference_log_probs.map(|both| both.map(|x| x as f32));
+            preference.pair.reference = preference.pair.reference.or(columns);
+        }
         let has_reference = train.first().is_some_and(|p| p.pair.reference.is_some());
         for preference in train.iter().chain(&validation) {
             let refuse = |reason: String| Err(RewardError::Data(format!("pair `{}`: {reason}", preference.id)));

@@ -1,9 +1,10 @@
 //! Preferences as token ids: what language models learn from.
 
-use steadfast_agents::llm::{DecoderConfig, TokenSequence};
+use steadfast_agents::AgentError;
+use steadfast_agents::llm::{DecoderConfig, EncodeReport, Encoder, TokenSequence};
 
 use crate::dataset::noise::Compared;
-use crate::preference::Preference;
+use crate::preference::{Preference, TextCompletion, TextPreference};
 
 /// Two completions as token ids, usually of one prompt.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,6 +19,27 @@ pub struct EncodedPair {
 
 /// A preference between completions.
 pub type EncodedPreference = Preference<EncodedPair>;
+
+impl EncodedPreference {
+    /// A preference between texts as tokens, with all that is known about it; nothing if the pair is left out, which `report`
+    /// counts. `place` names the row in errors, as `pairs.jsonl:12`.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::pair`].
+    pub fn encode(encoder: &Encoder<'_>, row: &TextPreference, place: &str, report: &mut EncodeReport) -> Result<Option<Self>, AgentError> {
+        let pair = &row.pair;
+        let encoded = encoder.pair(pair.prompt.as_input(), pair.chosen.as_input(), pair.rejected.as_input(), place, report)?;
+        Ok(encoded.map(|[chosen, rejected]| Self {
+            id: row.id.clone(),
+            pair: EncodedPair { chosen, rejected, reference: row.reference_log_probs.map(|both| both.map(|x| x as f32)) },
+            equal: row.equal,
+            margin: row.margin,
+            annotator: row.annotator.clone(),
+            truth: row.truth,
+            reference_log_probs: row.reference_log_probs,
+        }))
+    }
+}
 
 impl EncodedPair {
     /// Checks that both have a prompt and a completion, and that they differ.
@@ -68,4 +90,19 @@ pub struct EncodedAnswer {
     pub desirable: bool,
     /// Log-probability of the completion under a reference policy, if the data has it.
     pub reference: Option<f32>,
+}
+
+impl EncodedAnswer {
+    /// A judged completion as tokens; nothing if it is left out, which `report` counts. `place` names the row in errors.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::completion`]; [`AgentError::Model`] for a row that nobody judged.
+    pub fn encode(encoder: &Encoder<'_>, row: &TextCompletion, place: &str, report: &mut EncodeReport) -> Result<Option<Self>, AgentError> {
+        let Some(desirable) = row.label else {
+            let reason = "it has no `label`; true or false says whether the completion is a good one".to_string();
+            return Err(AgentError::Model { place: place.to_string(), reason });
+        };
+        let sequence = encoder.completion(row.prompt.as_input(), row.completion.as_input(), place, report)?;
+        Ok(sequence.map(|sequence| Self { id: row.id.clone(), sequence, desirable, reference: None }))
+    }
 }

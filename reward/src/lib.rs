@@ -46,7 +46,9 @@ pub use learned::{LearnedReward, RewardNormalization};
 pub use log_prob_margin::{AnswerLogProb, LogProbMargin, LogProbMarginConfig};
 pub use margin::{LossConfig, LossValue, MarginLoss};
 pub use model::{ActionKind, MlpReward, MlpRewardConfig, RewardModel, SegmentSpec};
-pub use preference::{Message, Preference, Segment, SegmentPair, SegmentPreference, Text, TextPair, TextPreference, Truth};
+pub use preference::{
+    Message, Preference, Segment, SegmentPair, SegmentPreference, Text, TextCompletion, TextPair, TextPreference, TextPrompt, Truth,
+};
 pub use r3m::{R3mConfig, RobustLogistic};
 #[cfg(feature = "llm")]
 pub use reference::ReferenceCache;

@@ -152,5 +152,6 @@ pub fn text_row(preference: &EncodedPreference, decode: &dyn Fn(&[u32]) -> Resul
         margin: preference.margin,
         annotator: preference.annotator.clone(),
         truth: preference.truth,
+        reference_log_probs: pair.reference.map(|both| both.map(f64::from)),
     }))
 }

@@ -122,7 +122,9 @@ fn the_objective_learns_and_reports() {
 fn a_state_continues_exactly_and_a_reset_starts_again() {
     let mut model = model(&TransformerRewardConfig::default());
     let start = model.state();
-    (0..2).for_each(|_| drop(step(&mut model, &pairs(6, 1))));
+    for _ in 0..2 {
+        step(&mut model, &pairs(6, 1));
+    }
     let state = model.state();
     let losses: Vec<f32> = (0..2).map(|_| step(&mut model, &pairs(6, 1))).collect();
     let mut other = TransformerReward::new(&decoder(9), &TransformerRewardConfig::default(), SeedTree::new(9)).unwrap();

@@ -17,7 +17,7 @@ use crate::run::results::{ResultsLog, Source};
 /// Evaluates the policy of a run.
 pub fn run(arguments: &EvalArgs) -> Result<()> {
     let run = RunDirectory::open(&arguments.run)?;
-    let mut config = run.config()?;
+    let mut config = run.online_config()?;
     let (perturbations, flags): (Vec<_>, Vec<_>) = perturbations(arguments)?.into_iter().unzip();
     if let Some(episodes) = arguments.episodes {
         config.eval.episodes = episodes;
@@ -37,7 +37,7 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
     };
     let checkpoint = find(&run, arguments.checkpoint)?;
     let step = checkpoint.progress.step;
-    let (row, episodes, spec) = build::thread_pool(&config)?.install(|| {
+    let (row, episodes, spec) = build::thread_pool(config.threads)?.install(|| {
         let mut evaluator = Evaluator::new(&config, &perturbations, config.eval.episodes, mode)?;
         let spec = evaluator.spec().clone();
         let mut learner = build::learner(&config, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
@@ -68,7 +68,7 @@ fn flag_of(path: &[String], flags: &[&'static str]) -> String {
 }
 
 /// The checkpoint of a step, or the newest complete one.
-fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
+pub(super) fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
     let directory = run.checkpoints();
     if let Some(step) = step {
         let known = checkpoint::list(&directory);

@@ -38,7 +38,7 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     let mut runs = Vec::new();
     for path in &arguments.runs {
         let run = RunDirectory::open(path)?;
-        let config = run.config()?;
+        let config = run.online_config()?;
         runs.push((run, config));
     }
     let first = &runs[0].1;
@@ -61,7 +61,7 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     }
     let n_segments = arguments.segments.unwrap_or(2 * arguments.pairs).max(2) as usize;
     let seeds = SeedTree::new(arguments.seed).child("preferences");
-    let collection = build::thread_pool(first)?.install(|| {
+    let collection = build::thread_pool(first.threads)?.install(|| {
         let mut all = CollectedSegments::default();
         for (i, policy) in policies.iter().enumerate() {
             // As even as it goes: the first policies give one more.

@@ -31,7 +31,7 @@ mod tests {
         for (name, text) in RECIPES {
             assert!(!description(text).is_empty(), "{name} does not begin with a comment");
             let loaded = load::text(name, text, &[]).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-            assert_eq!(loaded.config.name, *name, "a recipe is named like its file");
+            assert_eq!(loaded.config.name(), *name, "a recipe is named like its file");
         }
     }
 

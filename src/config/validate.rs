@@ -23,22 +23,22 @@ pub struct Misfit {
 }
 
 impl Misfit {
-    fn new(path: &str, expected: &str, got: impl std::fmt::Display) -> Self {
+    pub(super) fn new(path: &str, expected: &str, got: impl std::fmt::Display) -> Self {
         Self::at(path, Problem::new(format!("`{path}` must be {expected}, got {got}"), format!("must be {expected}")))
     }
 
-    fn at(path: &str, problem: Problem) -> Self {
+    pub(super) fn at(path: &str, problem: Problem) -> Self {
         Self { path: path.split('.').map(str::to_string).collect(), problem }
     }
 
-    fn from_env(path: &str, error: &EnvError) -> Self {
+    pub(super) fn from_env(path: &str, error: &EnvError) -> Self {
         match error {
             EnvError::Config { field, expected, got, .. } => Self::new(&format!("{path}.{field}"), expected, got),
             other => Self::whole(path, other),
         }
     }
 
-    fn from_agent(path: &str, error: &AgentError) -> Self {
+    pub(super) fn from_agent(path: &str, error: &AgentError) -> Self {
         match error {
             AgentError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
             AgentError::Env(error) => Self::from_env(path, error),
@@ -46,19 +46,19 @@ impl Misfit {
         }
     }
 
-    fn from_reward(path: &str, error: &RewardError) -> Self {
+    pub(super) fn from_reward(path: &str, error: &RewardError) -> Self {
         match error {
             RewardError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
             other => Self::whole(path, other),
         }
     }
 
-    fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
+    pub(super) fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
         Self::at(path, Problem::new(format!("`{path}`: {error}"), "does not fit"))
     }
 }
 
-const MAX_SEED: u64 = i64::MAX as u64;
+pub(super) const MAX_SEED: u64 = i64::MAX as u64;
 
 /// Checks ranges and that the parts fit each other.
 ///
@@ -66,14 +66,11 @@ const MAX_SEED: u64 = i64::MAX as u64;
 /// The first value that does not fit.
 pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     let c = config;
-    let is_plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && !name.starts_with('.');
-    check(!c.name.is_empty() && c.name.len() <= 100 && is_plain(&c.name), "name", "1 to 100 letters, digits, `.`, `_` or `-`", &c.name)?;
-    check(c.seed <= MAX_SEED, "seed", "at most 2^63 - 1", c.seed)?;
+    identity(&c.name, c.seed, c.threads)?;
     let least = u64::from(c.reward.is_none());
     let range = if c.reward.is_some() { "between 0 and 2^53" } else { "between 1 and 2^53" };
     check((least..=1 << 53).contains(&c.total_steps), "total_steps", range, c.total_steps)?;
     check((1..=65_536).contains(&c.slots), "slots", "between 1 and 65536", c.slots)?;
-    check(c.threads <= 1024, "threads", "between 0 and 1024", c.threads)?;
     check((2..=1_000_000).contains(&c.eval.episodes), "eval.episodes", "between 2 and 1000000", c.eval.episodes)?;
     check(c.eval.seed <= MAX_SEED, "eval.seed", "at most 2^63 - 1", c.eval.seed)?;
     check(c.checkpoint.keep >= 1, "checkpoint.keep", "at least 1", c.checkpoint.keep)?;
@@ -120,6 +117,14 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     Ok(())
 }
 
+/// Checks what every kind of experiment has.
+pub(super) fn identity(name: &str, seed: u64, threads: usize) -> Result<(), Misfit> {
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && !name.starts_with('.');
+    check(!name.is_empty() && name.len() <= 100 && is_plain, "name", "1 to 100 letters, digits, `.`, `_` or `-`", name)?;
+    check(seed <= MAX_SEED, "seed", "at most 2^63 - 1", seed)?;
+    check(threads <= 1024, "threads", "between 0 and 1024", threads)
+}
+
 /// Checks the files that a valid configuration names, for a run that has still to read them.
 ///
 /// # Errors
@@ -157,7 +162,7 @@ fn fits_file(path: &Path, segment: SegmentSpec) -> Result<(), String> {
 /// Most samples (one agent at one time) of a rollout.
 const MAX_SAMPLES: f64 = (1_u64 << 31) as f64;
 /// Most bytes that a rollout and the networks may need, by a rough estimate.
-const MAX_BYTES: f64 = 64.0 * GIB;
+pub(super) const MAX_BYTES: f64 = 64.0 * GIB;
 
 /// Refuses settings whose arrays would not fit, before anything is allocated.
 fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
@@ -232,9 +237,9 @@ fn too_wide(path: &str, bytes: f64) -> Misfit {
 }
 
 /// Bytes in a GiB.
-const GIB: f64 = (1_u64 << 30) as f64;
+pub(super) const GIB: f64 = (1_u64 << 30) as f64;
 
-fn check(holds: bool, path: &str, expected: &str, got: impl std::fmt::Display) -> Result<(), Misfit> {
+pub(super) fn check(holds: bool, path: &str, expected: &str, got: impl std::fmt::Display) -> Result<(), Misfit> {
     if holds { Ok(()) } else { Err(Misfit::new(path, expected, got)) }
 }
 

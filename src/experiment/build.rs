@@ -56,9 +56,9 @@ fn cannot_build(error: steadfast_envs::EnvError) -> Failure {
 ///
 /// # Errors
 /// [`Failure::Run`] with the system's reason.
-pub fn thread_pool(config: &ExperimentConfig) -> Result<ThreadPool> {
+pub fn thread_pool(threads: usize) -> Result<ThreadPool> {
     rayon::ThreadPoolBuilder::new()
-        .num_threads(config.threads)
+        .num_threads(threads)
         .build()
-        .map_err(|e| Failure::caused(format!("cannot start {} worker threads", config.threads), e))
+        .map_err(|e| Failure::caused(format!("cannot start {} worker threads", threads), e))
 }

@@ -208,7 +208,14 @@ impl ResultsLog {
     /// # Errors
     /// [`Failure::Run`] naming the file.
     pub fn open(run: &Path, spec: &EnvSpec) -> Result<Self> {
-        let metrics: Vec<String> = metric_columns(spec).collect();
+        Self::open_with(run, metric_columns(spec).collect())
+    }
+
+    /// As [`ResultsLog::open`], with these columns `metric_NAME` for new tables.
+    ///
+    /// # Errors
+    /// As [`ResultsLog::open`].
+    pub fn open_with(run: &Path, metrics: Vec<String>) -> Result<Self> {
         let columns = |fixed: &[&str]| fixed.iter().map(ToString::to_string).chain(metrics.clone()).collect();
         Ok(Self {
             eval: Table::open(&run.join(EVAL), columns(&EVAL_COLUMNS))?,

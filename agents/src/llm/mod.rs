@@ -4,6 +4,7 @@
 //! borders beside it.
 
 pub mod cache;
+pub mod encode;
 pub mod generate;
 pub mod infer;
 pub mod model;
@@ -11,14 +12,17 @@ pub mod ops;
 pub mod optimizer;
 pub mod sequence;
 pub mod sft;
+pub mod template;
 pub mod tokenizer;
 pub mod trainer;
 
 pub use candle_core::Device;
+pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
 pub use sequence::{TokenSequence, TokenStatistics};
 pub use sft::SftObjective;
+pub use template::{ChatDate, ChatTemplate};
 pub use tokenizer::Tokenizer;
 pub use trainer::{ExampleTable, MetricSums, Objective, Trainer, TrainerConfig};

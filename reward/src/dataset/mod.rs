@@ -16,6 +16,6 @@ pub use jsonl::Lines;
 pub use noise::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
 pub use reader::{Format, PreferenceFile, ReadOptions};
 pub use report::{ReadReport, Tally};
-pub use row::{Entry, Kind, Row};
+pub use row::{Entry, Kind, Row, RowKind};
 pub use segments::{CollectedSegments, SegmentSampler, collect_segments};
 pub use writer::{JsonlWriter, PreferenceWriter, write_jsonl_row};
