@@ -7,7 +7,7 @@ use super::train::results_table;
 use super::{inline, print};
 use crate::cli::{EvalArgs, Law, Mode};
 use crate::config::validate;
-use crate::experiment::build;
+use crate::experiment::build::{self, Ground};
 use crate::experiment::evaluate::Evaluator;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::{self, Checkpoint};
@@ -38,9 +38,10 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
     let checkpoint = find(&run, arguments.checkpoint)?;
     let step = checkpoint.progress.step;
     let (row, episodes, spec) = build::thread_pool(config.threads)?.install(|| {
-        let mut evaluator = Evaluator::new(&config, &perturbations, config.eval.episodes, mode)?;
+        let ground = Ground::of(&config)?;
+        let mut evaluator = Evaluator::new(&config, &ground, &perturbations, config.eval.episodes, mode)?;
         let spec = evaluator.spec().clone();
-        let mut learner = build::learner(&config, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let mut learner = build::learner(&config, &ground, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
         learner
             .load_state(&checkpoint.learner)
             .map_err(|e| Failure::caused(format!("the checkpoint of step {step} does not fit the configuration"), e))?;

@@ -136,7 +136,7 @@ impl<'a> Acting<'a> {
     }
 
     fn learner(&self, spec: &steadfast_envs::EnvSpec) -> Result<Box<dyn Learner>> {
-        let mut learner = build::learner(self.config, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let mut learner = build::learner(self.config, &build::Ground::default(), spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
         if let Some(step) = self.step {
             let path = self.checkpoints.join(checkpoint::name(step));
             let found = checkpoint::load(&path).map_err(|e| Failure::caused(format!("{} cannot be used", path.display()), e))?;

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use steadfast_agents::AgentError;
+use steadfast_envs::EnvConfig;
 use steadfast_envs::text::{BOS, EOS, PAD};
 use steadfast_reward::{NoiseConfig, RewardError};
 
 use super::language::{DataConfig, FreshModelConfig, LanguageConfig, ModelConfig, ObjectiveConfig, TaskDataConfig};
+use super::ExperimentConfig;
 use super::report::Problem;
 use super::validate::{GIB, MAX_BYTES, MAX_SEED, Misfit, check, identity};
 use crate::run::model;
@@ -124,6 +126,70 @@ pub fn device(name: &str) -> Result<(), Misfit> {
         }
         Some(_) => Ok(()),
     }
+}
+
+/// Checks what an experiment needs whose policy is a language model. True if it is one.
+///
+/// # Errors
+/// The first value that does not fit.
+pub fn online(c: &ExperimentConfig) -> Result<bool, Misfit> {
+    let place = format!("agent.{}", c.agent.name());
+    let no_text = |path: &str, what: &str| {
+        let problem = Problem::new(format!("`{path}` is for language models, but `agent` is `{}`", c.agent.name()), "not used");
+        Err(Misfit::at(path, problem.help(format!("leave {what} away, or choose `agent` among rloo, grpo and text_ppo"))))
+    };
+    let Some(gradient) = c.agent.policy_gradient() else {
+        if c.env.is_text() {
+            let problem = Problem::new(format!("`env.{}` is a world of text, but `{place}` trains numbers", c.env.name()), "no text");
+            return Err(Misfit::at(&place, problem.help("choose `agent` among rloo, grpo and text_ppo")));
+        }
+        if c.model.is_some() {
+            return no_text("model", "the table");
+        }
+        return if c.reward_model.is_some() { no_text("reward_model", "the table") } else { Ok(false) };
+    };
+    if !c.env.is_text() {
+        let problem = Problem::new(format!("`{place}` trains language models, but `env.{}` is no world of text", c.env.name()), "text only");
+        return Err(Misfit::at(&place, problem.help("`steadfast list envs` shows the worlds; those of text are marked")));
+    }
+    device(&c.device)?;
+    if c.regularizer.is_some() {
+        return Err(Misfit::new("regularizer", "absent for language models", "one"));
+    }
+    let group = gradient.group_size();
+    check(c.slots.is_multiple_of(group), "slots", &format!("a multiple of `{place}.group_size` = {group}"), c.slots)?;
+    let Some(model) = &c.model else {
+        let problem = Problem::new(format!("`{place}` needs a language model"), "no `[model.NAME]`");
+        return Err(Misfit::at(&place, problem.help("write `[model.pretrained]` with `path`, or `[model.fresh]`")));
+    };
+    let task = c.env.text_task().map_err(|e| Misfit::from_env(&format!("env.{}", c.env.name()), &e))?;
+    match (model, task) {
+        (ModelConfig::Fresh(config), Some(task)) => fresh(config, task.words().len())?,
+        (ModelConfig::Fresh(_), None) => {
+            let problem = Problem::new("prompts of a file need a model with a tokenizer, `model.fresh` has none", "has no tokenizer");
+            return Err(Misfit::at("model", problem.help("write `model=pretrained` and `model.pretrained.path=FOLDER`")));
+        }
+        (ModelConfig::Pretrained(_), _) => {}
+    }
+    if let (EnvConfig::Prompts(_), None) = (&c.env, &c.reward_model) {
+        let problem = Problem::new("`env.prompts` has no reward of its own", "no reward");
+        return Err(Misfit::at("env.prompts", problem.help("name a reward model with `reward_model.path`")));
+    }
+    Ok(true)
+}
+
+/// Checks the files of such an experiment.
+///
+/// # Errors
+/// The first file that cannot be used.
+pub fn online_files(c: &ExperimentConfig) -> Result<(), Misfit> {
+    if let Some(model) = &c.model {
+        pretrained(model)?;
+    }
+    if let EnvConfig::Prompts(prompts) = &c.env {
+        check(prompts.file.is_file(), "env.prompts.file", "a file that exists", format!("`{}`", prompts.file.display()))?;
+    }
+    c.reward_model.as_ref().map_or(Ok(()), |reward| folder("reward_model.path", &reward.path))
 }
 
 /// Checks the files that a valid configuration names, for a run that has still to read them.

@@ -76,9 +76,22 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     check(c.checkpoint.keep >= 1, "checkpoint.keep", "at least 1", c.checkpoint.keep)?;
     check(c.log.every_updates >= 1, "log.every_updates", "at least 1", c.log.every_updates)?;
 
+    c.agent.validate().map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+    #[cfg(feature = "llm")]
+    let is_text = super::language_check::online(c)?;
+    #[cfg(not(feature = "llm"))]
+    let is_text = false;
+    check(is_text || c.device == "cpu", "device", "`cpu`, but for language models", format!("`{}`", c.device))?;
+    if let steadfast_envs::EnvConfig::Prompts(prompts) = &c.env {
+        // What depends on the tokenizer is checked when it is read.
+        let is_range = |n: usize| (1..=1 << 20).contains(&n);
+        check(is_range(prompts.max_prompt_tokens), "env.prompts.max_prompt_tokens", "between 1 and 1048576", prompts.max_prompt_tokens)?;
+        check(is_range(prompts.max_new_tokens), "env.prompts.max_new_tokens", "between 1 and 1048576", prompts.max_new_tokens)?;
+        check(c.perturb.is_empty(), "perturb", "absent in worlds of text", "some")?;
+        return check(c.robustness.is_empty(), "robustness", "absent in worlds of text", "some");
+    }
     let env = || c.env.build().map_err(|e| Misfit::from_env(&format!("env.{}", c.env.name()), &e));
     let spec = env()?.spec().clone();
-    c.agent.validate().map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
     if let Some(regularizer) = &c.regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent(&format!("regularizer.{}", regularizer.name()), &e))?;
     }
@@ -91,7 +104,9 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     }
     fits_memory(c, &spec)?;
     // Building the learner finds what depends on both, such as a central critic in a world without a global state.
-    build::learner(c, &spec).map(drop).map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+    if !is_text {
+        build::learner(c, &build::Ground::default(), &spec).map(drop).map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+    }
     let fits = |place: String, perturbation: &PerturbationConfig| {
         let path = format!("{place}.{}", perturbation.name());
         perturbation.validate(&spec).map_err(|e| Misfit::from_env(&path, &e))?;
@@ -130,6 +145,8 @@ pub(super) fn identity(name: &str, seed: u64, threads: usize) -> Result<(), Misf
 /// # Errors
 /// The first file that cannot be used.
 pub fn files(config: &ExperimentConfig) -> Result<(), Misfit> {
+    #[cfg(feature = "llm")]
+    super::language_check::online_files(config)?;
     let Some(path) = config.reward.as_ref().and_then(|reward| reward.file.as_ref()) else { return Ok(()) };
     let fits = || {
         let env = config.env.build().map_err(|e| e.to_string())?;
@@ -166,7 +183,9 @@ pub(super) const MAX_BYTES: f64 = 64.0 * GIB;
 
 /// Refuses settings whose arrays would not fit, before anything is allocated.
 fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
-    let AgentConfig::Ppo(ppo) = &c.agent;
+    // Language models are measured when they are read.
+    #[allow(irrefutable_let_patterns, reason = "the only agent of a build without language models")]
+    let AgentConfig::Ppo(ppo) = &c.agent else { return Ok(()) };
     // In floating point, which cannot overflow here.
     let (slots, agents) = (c.slots as f64, spec.n_agents() as f64);
     let (observation, state) = (spec.observation_width() as f64, spec.state_dim as f64);

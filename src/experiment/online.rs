@@ -6,7 +6,7 @@ use steadfast_agents::{Learner, StateDict};
 use steadfast_envs::{ActMode, RolloutBatch, RolloutEngine, SnapshotWriter};
 use tracing::{debug, info, warn};
 
-use super::build;
+use super::build::{self, Ground};
 use super::evaluate::Evaluator;
 use super::reward::RewardLearning;
 use super::window::EpisodeWindow;
@@ -103,6 +103,7 @@ pub(super) fn record<'a>(progress: &mut Progress, logs: impl IntoIterator<Item =
 struct Training<'a> {
     run: &'a RunDirectory,
     config: &'a ExperimentConfig,
+    ground: Ground,
     engine: RolloutEngine,
     learner: Box<dyn Learner>,
     evaluator: Evaluator,
@@ -119,9 +120,10 @@ struct Training<'a> {
 
 impl<'a> Training<'a> {
     fn new(run: &'a RunDirectory, config: &'a ExperimentConfig) -> Result<Self> {
-        let evaluator = Evaluator::new(config, &[], config.eval.episodes, config.eval.mode)?;
-        let learner = build::learner(config, evaluator.spec()).map_err(|e| Failure::caused("cannot build the learner", e))?;
-        let engine = build::training_engine(config, learner.uses_state())?;
+        let ground = Ground::of(config)?;
+        let evaluator = Evaluator::new(config, &ground, &[], config.eval.episodes, config.eval.mode)?;
+        let learner = build::learner(config, &ground, evaluator.spec()).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let engine = build::training_engine(config, &ground, learner.as_ref())?;
         let reward = config.reward.as_ref().map(|reward| RewardLearning::new(run.path(), config, reward, engine.spec())).transpose()?;
         Ok(Self {
             metrics: MetricsLog::open(run.path(), config.log.tensorboard)?,
@@ -129,6 +131,7 @@ impl<'a> Training<'a> {
             window: EpisodeWindow::new(&engine.spec().episode_metrics),
             run,
             config,
+            ground,
             engine,
             learner,
             evaluator,
@@ -310,18 +313,22 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Robustness sweeps with the final policy.
+    /// Robustness sweeps with the final policy, and the folder with the language model.
     fn finish(&mut self) -> Result<Vec<EvalRow>> {
         let mut rows: Vec<EvalRow> = self.nominal.clone().into_iter().collect();
         for sweep in &self.config.robustness {
             for &level in &sweep.levels {
                 let perturbation = sweep.axis.with_level(level);
-                let mut evaluator = Evaluator::new(self.config, &[perturbation], sweep.episodes, self.config.eval.mode)?;
+                let mut evaluator = Evaluator::new(self.config, &self.ground, &[perturbation], sweep.episodes, self.config.eval.mode)?;
                 let (row, episodes) = evaluator.run(self.learner.as_mut(), Source::Final, self.step)?;
                 self.results.write(&row, &episodes)?;
                 info!(perturbation = row.perturbation, level, return_agent_mean = short(row.return_agent_mean), "evaluated");
                 rows.push(row);
             }
+        }
+        #[cfg(feature = "llm")]
+        if let (Some(model), Some(decoder)) = (&self.ground.model, self.learner.decoder()) {
+            super::language::model::save(self.run, decoder, &model.tokenizer, None)?;
         }
         Ok(rows)
     }

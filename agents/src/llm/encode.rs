@@ -594,7 +594,7 @@ mod tests {
     #[test]
     fn what_the_template_changes_before_an_answer_is_counted() {
         let template =
-            "{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}{% if add_generation_prompt %} assistant red{% endif %}";
+            "{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}{% if add_generation_prompt %} assistant red {% endif %}";
         let tokenizer = tokenizer(None).with_chat_template(template).unwrap();
         let encoder = Encoder::new(&tokenizer, &EncodeConfig::default()).unwrap();
         let mut report = EncodeReport::default();

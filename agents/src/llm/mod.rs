@@ -10,6 +10,8 @@ pub mod infer;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
+pub mod policy;
+pub mod policy_gradient;
 pub mod sequence;
 pub mod sft;
 pub mod template;
@@ -21,6 +23,8 @@ pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBa
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
+pub use policy::TextPolicy;
+pub use policy_gradient::{PolicyGradientConfig, TextPolicyGradient};
 pub use sequence::{TokenSequence, TokenStatistics};
 pub use sft::SftObjective;
 pub use template::{ChatDate, ChatTemplate};

@@ -261,6 +261,20 @@ fn python_method(state: &mut State<'_, '_>, value: &Value, method: &str, argumen
         };
         let parts = |parts: [&str; 3]| Value::from(parts.map(Value::from).to_vec());
         match method {
+            // Letters after a sign begin a word, as in Python.
+            "title" if arguments.is_empty() => {
+                let mut is_inside = false;
+                let mut out = String::with_capacity(text.len());
+                for c in text.chars() {
+                    if is_inside {
+                        out.extend(c.to_lowercase())
+                    } else {
+                        out.extend(c.to_uppercase())
+                    }
+                    is_inside = c.is_lowercase() || c.is_uppercase();
+                }
+                return Ok(Value::from(out));
+            }
             "removeprefix" => return argument().map(|prefix| Value::from(text.strip_prefix(&*prefix).unwrap_or(text))),
             "removesuffix" => return argument().map(|suffix| Value::from(text.strip_suffix(&*suffix).unwrap_or(text))),
             "partition" => {

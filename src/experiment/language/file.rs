@@ -1,8 +1,11 @@
 //! The rows of a file as examples.
 
+use std::sync::Arc;
+
 use serde_json::json;
 use steadfast_agents::llm::{EncodeConfig, EncodeReport, Encoder, TokenSequence};
 use steadfast_envs::SeedTree;
+use steadfast_envs::text::{EncodedPrompts, PromptsConfig};
 use steadfast_reward::dataset::{PreferenceFile, ReadOptions, Row, RowKind};
 use steadfast_reward::{EncodedAnswer, EncodedPair, EncodedPreference, Preference, RewardError};
 use tracing::{info, warn};
@@ -80,6 +83,36 @@ pub fn gather(data: &FileDataConfig, objective: &ObjectiveConfig, model: &Langua
         "without_end": report.without_end, "longest": report.longest,
     });
     Ok(Gathered { examples: examples(objective, train, held_out), report })
+}
+
+/// The prompts of a file. Those that are too long are left out, counted and reported.
+///
+/// # Errors
+/// [`Failure::Run`] naming file and row of what cannot be used.
+pub fn prompts(config: &PromptsConfig, model: &LanguageModel) -> Result<EncodedPrompts> {
+    let shown = config.file.display().to_string();
+    let failed = |e: RewardError| Failure::caused(format!("cannot use {shown}"), e);
+    let file = PreferenceFile::open_as(&config.file, RowKind::Prompts, &ReadOptions::default()).map_err(failed)?;
+    let encoder = Encoder::new(&model.tokenizer, &EncodeConfig::default()).map_err(|e| failed(e.into()))?;
+    let (mut prompts, mut too_long) = (Vec::new(), 0_usize);
+    let read = file.scan(|line, row| {
+        if let Row::Prompt(row) = row {
+            let tokens = encoder.prompt(row.prompt.as_input(), &format!("{shown}:{line}"))?;
+            if tokens.len() > config.max_prompt_tokens {
+                too_long += 1;
+            } else {
+                prompts.push(tokens);
+            }
+        }
+        Ok(())
+    });
+    read.map_err(failed)?.warnings().iter().for_each(|warning| warn!("{shown}: {warning}"));
+    info!("{shown}: {} prompts, {too_long} left out as longer than {} tokens", prompts.len(), config.max_prompt_tokens);
+    if prompts.is_empty() {
+        return Err(Failure::run_with_help(format!("{shown} has no prompt that can be used"), "raise env.prompts.max_prompt_tokens"));
+    }
+    let end_of_sequence = model.end_of_sequence.clone();
+    Ok(EncodedPrompts { prompts: Arc::new(prompts), vocab_size: model.decoder.config().vocab_size, end_of_sequence })
 }
 
 fn encode(

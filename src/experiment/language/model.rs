@@ -6,7 +6,7 @@ use steadfast_agents::AgentError;
 use steadfast_agents::llm::{Decoder, Device, Tokenizer};
 use steadfast_envs::SeedTree;
 use steadfast_envs::text::{BOS, EOS, PAD, TextTask};
-use steadfast_reward::RewardScale;
+use steadfast_reward::{RewardScale, TextReward};
 
 use crate::config::ModelConfig;
 use crate::failure::{Failure, Result};
@@ -112,6 +112,21 @@ pub fn task_tokenizer(task: &dyn TextTask) -> Result<Tokenizer, AgentError> {
     let words = task.words();
     let word = |token: u32| words[token as usize].as_str();
     Tokenizer::from_words(words, None, Some(word(BOS)), word(EOS), word(PAD))
+}
+
+/// The trained reward model in a folder or run, for a policy that writes the tokens of `model`.
+///
+/// # Errors
+/// [`Failure::Run`] if it cannot be read, is none, or knows other tokens.
+pub fn reward(path: &Path, model: &LanguageModel, device: &Device) -> Result<TextReward> {
+    let folder = folder(path).map_err(|(message, help)| Failure::usage(message, help))?;
+    let cannot = format!("cannot use the reward model in {}", folder.display());
+    let tokenizer = Tokenizer::load(&folder).map_err(|e| Failure::caused(cannot.clone(), e))?;
+    if tokenizer.digest() != model.tokenizer.digest() {
+        let help = "train the reward model from the same language model as the policy";
+        return Err(Failure::run_with_help(format!("{cannot}: its tokenizer differs from the policy's"), help));
+    }
+    TextReward::load(&folder, device).map_err(|e| Failure::caused(cannot, e))
 }
 
 /// Writes the folder `model` of a run: the network, its tokenizer and, for a reward model, the scale of its rewards. It is
