@@ -12,6 +12,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod policy;
 pub mod policy_gradient;
+mod sampling;
 pub mod sequence;
 pub mod sft;
 pub mod template;

@@ -126,7 +126,8 @@ impl KvStore for DenseStore {
         for layer in &mut self.layers {
             forked.iter().for_each(|&row| layer[row].share());
             // Rows that are not forked are moved, not copied.
-            *layer = rows.iter().map(|&row| if forked.contains(&row) { layer[row].clone() } else { std::mem::take(&mut layer[row]) }).collect();
+            *layer =
+                rows.iter().map(|&row| if forked.contains(&row) { layer[row].clone() } else { std::mem::take(&mut layer[row]) }).collect();
         }
     }
 

@@ -8,4 +8,4 @@
 mod packed;
 mod transformer;
 
-pub(crate) use transformer::Transformer;
+pub(crate) use transformer::{NewTokens, Transformer};

@@ -1,7 +1,7 @@
 //! A matrix in panels, and its product with rows of activations.
 
 use crate::llm::model::DenseLinear;
-use crate::llm::ops::{Shared, in_pieces};
+use crate::llm::ops::{Shared, in_pieces_of};
 use crate::nn::kernel::lane::{Lane, Vectorised, dispatch, isa};
 
 /// Outputs per panel.
@@ -53,7 +53,7 @@ impl PackedLinear {
             let range = groups.start * 4..(groups.end * 4).min(panels);
             dispatch(isa(), Product { map: self, x, rows, panels: range, y: &shared });
         };
-        in_pieces(panels.div_ceil(4), 16, group);
+        in_pieces_of(16, panels.div_ceil(4), group);
     }
 }
 

@@ -151,7 +151,11 @@ impl Transformer {
                 first = range.end;
                 let width = query + 2 * key;
                 let part = |from: usize, size: usize| -> Vec<f32> {
-                    rows[range.start * width..range.end * width].chunks_exact(width).flat_map(|row| &row[from..from + size]).copied().collect()
+                    rows[range.start * width..range.end * width]
+                        .chunks_exact(width)
+                        .flat_map(|row| &row[from..from + size])
+                        .copied()
+                        .collect()
                 };
                 store.append(l, n.row, &part(query, key), &part(query + key, key));
                 let bias = biases.map(|biases| biases[i].of_layer(l));
