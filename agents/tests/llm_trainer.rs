@@ -1,5 +1,6 @@
 //! Training of a tiny decoder on fixed examples: accumulation, order, resume, errors.
 #![cfg(feature = "llm")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use steadfast_agents::llm::model::{Activation, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
 use steadfast_agents::llm::{

@@ -430,7 +430,7 @@ impl Environment for TwoTurns {
     fn reset(&mut self, seed: u64, observations: &mut [f32]) {
         self.conversation = vec![(seed % 9) as u32];
         self.turn = 0;
-        write_tokens("two_turns", &self.conversation, observations).unwrap();
+        write_tokens("two_turns", &self.conversation, observations).expect("room for the conversation");
     }
     fn step(&mut self, actions: Actions<'_>, out: &mut StepOut<'_>) -> Result<()> {
         let said = actions.tokens("two_turns")?.row(0);

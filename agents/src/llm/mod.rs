@@ -12,7 +12,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod policy;
 pub mod policy_gradient;
-pub mod sampling;
+mod sampling;
 pub mod sequence;
 pub mod sft;
 pub mod template;

@@ -3,6 +3,7 @@
 
 mod configs;
 mod damaged;
+mod generation;
 mod parity;
 mod reference;
 

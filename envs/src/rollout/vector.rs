@@ -108,7 +108,7 @@ impl VectorEnv {
     /// [`EnvError::Config`] as [`VectorEnv::new`], and if the slots are not a multiple of `group`, which is at least 1.
     pub fn with_groups(envs: Vec<Box<dyn Environment>>, seeds: SeedTree, group: usize) -> Result<Self> {
         let vector = Self::new(envs, seeds)?;
-        if group == 0 || vector.n_slots() % group != 0 {
+        if group == 0 || !vector.n_slots().is_multiple_of(group) {
             return Err(EnvError::Config {
                 env: "vector".to_string(),
                 field: "slots",

@@ -33,7 +33,7 @@ impl Default for PromptsConfig {
 pub struct EncodedPrompts {
     /// The prompts, in the order of the file.
     pub prompts: Arc<Vec<Vec<u32>>>,
-    /// Number of different tokens.
+    /// Number of different tokens that the model can write; at least those of the tokenizer.
     pub vocab_size: usize,
     /// Tokens that end a completion.
     pub end_of_sequence: Vec<u32>,

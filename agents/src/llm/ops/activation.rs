@@ -42,6 +42,27 @@ fn value_and_slope(activation: Activation, x: f32) -> (f32, f32) {
     }
 }
 
+/// `x`: `[token, 2 width]` with the gate first if `is_gated`, else `[token, width]`; `y`: `[token, width]`.
+pub(crate) fn activate_rows(x: &[f32], activation: Activation, is_gated: bool, width: usize, y: &mut [f32]) {
+    let columns = if is_gated { 2 * width } else { width };
+    let tokens = y.len() / width;
+    let shared = Shared::new(y);
+    in_pieces(tokens, |rows| {
+        for t in rows {
+            // SAFETY: rows are disjoint.
+            let y = unsafe { shared.slice(t * width..(t + 1) * width) };
+            let (gate, up) = x[t * columns..(t + 1) * columns].split_at(width);
+            match (is_gated, activation) {
+                (true, Activation::Silu) => silu_gate(gate, up, y),
+                (true, activation) => {
+                    y.iter_mut().zip(gate.iter().zip(up)).for_each(|(y, (&g, &u))| *y = value_and_slope(activation, g).0 * u);
+                }
+                (false, activation) => y.iter_mut().zip(gate).for_each(|(y, &x)| *y = value_and_slope(activation, x).0),
+            }
+        }
+    });
+}
+
 impl CustomOp1 for Activate {
     fn name(&self) -> &'static str {
         "activation"
@@ -49,25 +70,10 @@ impl CustomOp1 for Activate {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = slice(storage, layout)?;
-        let (tokens, columns) = layout.shape().dims2()?;
-        let width = self.width;
-        let mut y = vec![0.0_f32; tokens * width];
-        let shared = Shared::new(&mut y);
-        in_pieces(tokens, |rows| {
-            for t in rows {
-                // SAFETY: rows are disjoint.
-                let y = unsafe { shared.slice(t * width..(t + 1) * width) };
-                let (gate, up) = x[t * columns..(t + 1) * columns].split_at(width);
-                match (self.is_gated, self.activation) {
-                    (true, Activation::Silu) => silu_gate(gate, up, y),
-                    (true, activation) => {
-                        y.iter_mut().zip(gate.iter().zip(up)).for_each(|(y, (&g, &u))| *y = value_and_slope(activation, g).0 * u);
-                    }
-                    (false, activation) => y.iter_mut().zip(gate).for_each(|(y, &x)| *y = value_and_slope(activation, x).0),
-                }
-            }
-        });
-        Ok((CpuStorage::F32(y), Shape::from((tokens, width))))
+        let tokens = layout.shape().dims2()?.0;
+        let mut y = vec![0.0_f32; tokens * self.width];
+        activate_rows(x, self.activation, self.is_gated, self.width, &mut y);
+        Ok((CpuStorage::F32(y), Shape::from((tokens, self.width))))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

@@ -42,7 +42,7 @@ impl RopeTable {
     }
 
     /// Rotates the head `x` at `position`; `back` applies the transposed map, which gradients go through.
-    fn rotate(&self, x: &mut [f32], position: usize, back: bool) {
+    pub fn rotate(&self, x: &mut [f32], position: usize, back: bool) {
         let place = position * self.half..(position + 1) * self.half;
         let (left, right) = x.split_at_mut(self.half);
         let turns = self.cos[place.clone()].iter().zip(&self.sin[place]);

@@ -39,7 +39,7 @@ impl<'a> Matrix<'a> {
 
 /// A pointer that threads may share because they write to different places behind it.
 #[derive(Clone, Copy)]
-pub(super) struct Shared(*mut f32);
+pub(in crate::llm) struct Shared(*mut f32);
 
 // SAFETY: users of `Shared` write to disjoint places; each such use says which.
 unsafe impl Send for Shared {}
@@ -60,10 +60,15 @@ impl Shared {
     }
 }
 
-/// Runs `work` for every piece of `0..n`, on the threads of the current pool if there are several.
+/// Runs `work` for every piece of [`PIECE`] of `0..n`, on the threads of the current pool if there are several.
 pub(super) fn in_pieces(n: usize, work: impl Fn(Range<usize>) + Sync) {
-    let pieces = n.div_ceil(PIECE);
-    let piece = |i: usize| work(i * PIECE..((i + 1) * PIECE).min(n));
+    in_pieces_of(PIECE, n, work);
+}
+
+/// The same for pieces of `size`.
+pub(in crate::llm) fn in_pieces_of(size: usize, n: usize, work: impl Fn(Range<usize>) + Sync) {
+    let pieces = n.div_ceil(size);
+    let piece = |i: usize| work(i * size..((i + 1) * size).min(n));
     if pieces > 1 && rayon::current_num_threads() > 1 {
         (0..pieces).into_par_iter().with_max_len(1).for_each(piece);
     } else {
@@ -72,7 +77,7 @@ pub(super) fn in_pieces(n: usize, work: impl Fn(Range<usize>) + Sync) {
 }
 
 /// Runs `work` for `0..n`, each on one thread.
-pub(super) fn each(n: usize, work: impl Fn(usize) + Sync) {
+pub(in crate::llm) fn each(n: usize, work: impl Fn(usize) + Sync) {
     if n > 1 && rayon::current_num_threads() > 1 {
         (0..n).into_par_iter().with_max_len(1).for_each(&work);
     } else {
@@ -173,6 +178,23 @@ pub(in crate::llm) fn dot(a: &[f32], b: &[f32]) -> f32 {
     dispatch(isa(), Dot(a, b))
 }
 
+struct AddScaled<'a>(&'a mut [f32], f32, &'a [f32]);
+
+impl Vectorised for AddScaled<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Lane>(self) {
+        for (o, &x) in self.0.iter_mut().zip(self.2) {
+            *o += self.1 * x;
+        }
+    }
+}
+
+/// `out += factor * x`.
+pub(in crate::llm) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
+    dispatch(isa(), AddScaled(out, factor, x));
+}
+
 /// Applies `f` to whole vectors of a slice; the rest goes through a padded vector.
 #[inline(always)]
 fn map_lanes<L: Lane>(values: &mut [f32], f: impl Fn(L) -> L) {
@@ -223,7 +245,7 @@ impl Vectorised for Softmax<'_> {
 }
 
 /// Replaces logits by probabilities; gives the largest logit and the sum of `e^(logit - largest)`.
-pub(super) fn softmax(x: &mut [f32]) -> (f32, f32) {
+pub(in crate::llm) fn softmax(x: &mut [f32]) -> (f32, f32) {
     dispatch(isa(), Softmax(x))
 }
 
@@ -366,7 +388,7 @@ impl Vectorised for Moments<'_> {
 }
 
 /// Mean (0 unless `centred`) and inverse root of the mean square around it plus `eps`.
-pub(super) fn moments(x: &[f32], centred: bool, eps: f32) -> (f32, f32) {
+pub(in crate::llm) fn moments(x: &[f32], centred: bool, eps: f32) -> (f32, f32) {
     dispatch(isa(), Moments { x, centred, eps })
 }
 

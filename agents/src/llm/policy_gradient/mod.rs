@@ -19,6 +19,9 @@
 //! same temperature. All averages are taken over explicit counts of the whole minibatch, so that micro-batches change nothing
 //! but rounding.
 //!
+//! `top_k` and `top_p` cut the distribution that tokens are drawn from, but not the one that log-probabilities are of: the
+//! gradient is then biased, as in TRL. The repetition penalty, which would bias it more, is refused.
+//!
 //! Sources: Ahmadian et al. 2024 (arXiv 2402.14740) for RLOO; Shao et al. 2024 (arXiv 2402.03300) for GRPO, Liu et al. 2025
 //! (arXiv 2503.20783) for `dr_grpo`, Yu et al. 2025 (arXiv 2503.14476) for `dapo` and the two-sided clip; Schulman et al. 2017
 //! (arXiv 1707.06347) and Ziegler et al. 2019 (arXiv 1909.08593) for PPO on completions.
@@ -203,7 +206,7 @@ impl TextPolicyGradient {
     /// Reads the completions of a batch and what was paid for them.
     fn read(&self, batch: &RolloutBatch) -> Result<Rollout, AgentError> {
         let (n, width, group) = (batch.n_steps * batch.n_slots, batch.token_width, self.config.group_size());
-        if batch.token_lengths.len() != n || width == 0 || n == 0 || batch.n_slots % group != 0 {
+        if batch.token_lengths.len() != n || width == 0 || n == 0 || !batch.n_slots.is_multiple_of(group) {
             return Err(AgentError::Shape {
                 op: format!("token actions of a rollout in groups of {group} slots"),
                 expected: vec![batch.n_steps, batch.n_slots.next_multiple_of(group), 1, width],
@@ -534,7 +537,7 @@ fn fits(
         return fail("env", "a world whose episodes have one turn".to_string(), format!("`{}` with {} turns", spec.name, spec.horizon));
     }
     let group = config.group_size();
-    if n_slots == 0 || n_slots % group != 0 {
+    if n_slots == 0 || !n_slots.is_multiple_of(group) {
         return fail("slots", format!("a multiple of the {group} completions of a group"), n_slots.to_string());
     }
     let (update, n) = (config.update(), n_slots * config.update().rollout_steps);
