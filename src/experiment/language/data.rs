@@ -7,8 +7,10 @@ use serde_json::json;
 use steadfast_agents::llm::{Decoder, Device, GenerationConfig, Generator, TokenSequence};
 use steadfast_envs::SeedTree;
 use steadfast_envs::text::{EOS, TextTask};
-use steadfast_reward::dataset::write_jsonl_row;
-use steadfast_reward::{EncodedAnswer, EncodedPreference, Gold, RewardError, SampleReport, SampledLabels, sample_preferences, text_row};
+use steadfast_reward::dataset::{Row, write_jsonl_row};
+use steadfast_reward::{
+    EncodedAnswer, EncodedPreference, Gold, RewardError, SampleReport, SampledLabels, Text, sample_preferences, text_row,
+};
 use tracing::info;
 
 use super::model::LanguageModel;
@@ -241,10 +243,22 @@ fn write_pairs(path: &Path, pairs: &[EncodedPreference], model: &LanguageModel) 
     let decode = |tokens: &[u32]| model.tokenizer.decode(tokens, false).map_err(RewardError::from);
     let mut bytes = Vec::new();
     for pair in pairs {
-        let row = text_row(pair, &decode).and_then(|row| write_jsonl_row(&mut bytes, &row));
+        let row = text_row(pair, &decode).and_then(|row| write_jsonl_row(&mut bytes, &apart(row)));
         row.map_err(|e| Failure::caused(format!("cannot write {}", path.display()), e))?;
     }
     write_whole(path, &bytes)
+}
+
+/// The row with a space between prompt and completions: the words of a task are told apart by spaces alone.
+fn apart(mut row: Row) -> Row {
+    if let Row::Texts(preference) = &mut row {
+        for text in [&mut preference.pair.chosen, &mut preference.pair.rejected] {
+            if let Text::Plain(text) = text {
+                text.insert(0, ' ');
+            }
+        }
+    }
+    row
 }
 
 /// Both completions of each pair as answers of their own; those found equally good say nothing.
