@@ -93,7 +93,7 @@ pub fn learner(config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Re
         let end = model.end_of_sequence.clone();
         let learner = steadfast_agents::llm::policy_gradient::TextPolicyGradient::new(
             &gradient,
-            model.decoder.duplicate()?,
+            model.decoder.trainable_copy()?,
             end,
             spec,
             config.slots,
