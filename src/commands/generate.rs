@@ -59,15 +59,50 @@ pub fn run(arguments: &GenerateArgs) -> Result<()> {
     let rows: Vec<(usize, usize)> = (0..encoded.len()).flat_map(|prompt| (0..n).map(move |sample| (prompt, sample))).collect();
     let seeds = SeedTree::new(arguments.seed).child("generate");
     let seed_of = |&(prompt, sample): &(usize, usize)| seeds.index(prompt as u64).index(sample as u64).rng();
+    if let ([row], [prompt], false) = (rows.as_slice(), encoded.as_slice(), arguments.log_probs) {
+        return stream(&model, &mut generator, prompt, &generation, &stop, seed_of(row));
+    }
     for chunk in rows.chunks(BATCH) {
         let prompts: Vec<&[u32]> = chunk.iter().map(|&(prompt, _)| encoded[prompt].as_slice()).collect();
         let mut rngs: Vec<Rng> = chunk.iter().map(seed_of).collect();
         let completions = generator.generate(&prompts, &generation, &model.end_of_sequence, &stop, &mut rngs).map_err(failed)?;
         for (&(prompt, sample), completion) in chunk.iter().zip(&completions) {
-            print(&answer(&model, arguments, &texts[prompt], sample, completion, rows.len() == 1).map_err(failed)?)?;
+            print(&answer(&model, arguments, &texts[prompt], sample, completion).map_err(failed)?)?;
         }
     }
     Ok(())
+}
+
+/// Writes a completion while it is drawn.
+fn stream(
+    model: &LanguageModel,
+    generator: &mut Generator,
+    prompt: &[u32],
+    generation: &GenerationConfig,
+    stop: &[Vec<u32>],
+    rng: Rng,
+) -> Result<()> {
+    let mut tokens = Vec::new();
+    let mut written = String::new();
+    let mut outcome = Ok(());
+    let mut show = |_: usize, token: u32| {
+        tokens.push(token);
+        let Ok(text) = model.tokenizer.decode(&tokens, true) else { return };
+        // Half a character, or spaces that the next token takes back, wait.
+        if let Some(rest) = text.strip_prefix(written.as_str()).filter(|_| !text.ends_with('\u{fffd}'))
+            && outcome.is_ok()
+        {
+            outcome = print(rest);
+            written = text;
+        }
+    };
+    let ends = &model.end_of_sequence;
+    let completions = generator.generate_with(&[prompt], generation, ends, stop, &mut [rng], None, &mut show);
+    let completions = completions.map_err(|e| Failure::caused("cannot generate", e))?;
+    outcome?;
+    let whole = completions.first().map_or(Ok(String::new()), |c| model.tokenizer.decode(&c.tokens, true));
+    let whole = whole.map_err(|e| Failure::caused("cannot generate", e))?;
+    print(&format!("{}\n", whole.strip_prefix(written.as_str()).unwrap_or_default()))
 }
 
 fn check(generation: &GenerationConfig) -> Result<()> {
@@ -127,7 +162,6 @@ fn answer(
     prompt: &str,
     sample: usize,
     completion: &Completion,
-    is_only: bool,
 ) -> Result<String, AgentError> {
     let text = model.tokenizer.decode(&completion.tokens, true)?;
     if arguments.log_probs {
@@ -145,5 +179,5 @@ fn answer(
         return Ok(format!("{line}\n"));
     }
     // Several completions stay apart by their lines.
-    Ok(if is_only { format!("{text}\n") } else { format!("{}\n", text.replace('\n', "\\n")) })
+    Ok(format!("{}\n", text.replace('\n', "\\n")))
 }
