@@ -3,7 +3,7 @@
 
 use steadfast_agents::llm::model::{Activation, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
 use steadfast_agents::llm::policy_gradient::{GrpoConfig, KlConfig, LossType, RatioLevel, RlooConfig, TextPpoConfig, UpdateConfig};
-use steadfast_agents::llm::{AdamWConfig, Decoder, DecoderConfig, Device, PolicyGradientConfig, TextPolicyGradient};
+use steadfast_agents::llm::{AdamWConfig, Decoder, DecoderConfig, Device, GenerationConfig, PolicyGradientConfig, TextPolicyGradient};
 use steadfast_agents::schedule::{Decay, ScheduleConfig};
 use steadfast_agents::{AgentError, Array, Learner, Metrics, StateDict};
 use steadfast_envs::text::{EOS, TopicLexiconConfig};
@@ -270,4 +270,41 @@ fn slots_without_groups_and_states_of_other_models_are_refused() {
     let name = state.arrays.keys().find(|k| k.starts_with("policy/")).unwrap().clone();
     state.arrays.remove(&name);
     assert!(learner.load_state(&state).unwrap_err().to_string().contains(&name));
+}
+
+#[test]
+fn greedy_evaluation_depends_on_the_prompts_alone() {
+    let config = PolicyGradientConfig::Grpo(grpo());
+    let mut run = Run::new(&config, 8);
+    run.update();
+    let mut logs = [(1, 5), (3, 6)].map(|(slots, policy_seed)| {
+        let envs = (0..slots).map(|_| world().build().unwrap()).collect();
+        let envs = VectorEnv::new(envs, SeedTree::new(4)).unwrap();
+        let mut engine = RolloutEngine::new(envs, SeedTree::new(policy_seed), RolloutOptions::default()).unwrap();
+        engine.evaluate(run.learner.policy(), 12, ActMode::Greedy).unwrap()
+    });
+    let [first, second] = &mut logs;
+    assert_eq!(first, second);
+    assert_eq!(first.len(), 12);
+    // Gold reward, tokens, whether the end was written.
+    assert!(first.iter().all(|e| e.terminated && e.metrics.len() == 3 && (1.0..=5.0).contains(&e.metrics[1])));
+}
+
+#[test]
+fn a_missing_end_costs_its_penalty() {
+    let penalty = |missing_eos_penalty: f64| {
+        let kl = KlConfig { coefficient: 0.0, ..KlConfig::default() };
+        // One token leaves no room for an end after a word.
+        let generation = GenerationConfig { max_new_tokens: 1, ..Default::default() };
+        let config = PolicyGradientConfig::Rloo(RlooConfig { missing_eos_penalty, kl, generation, ..rloo() });
+        let mut run = Run::new(&config, 32);
+        let metrics = run.update();
+        let get = |name: &str| metrics.get(name).expect("it is logged");
+        (get("train/reward"), get("train/penalized_reward"), get("completions/eos_share"), get("completions/length_max"))
+    };
+    let (reward, penalized, ended, longest) = penalty(3.0);
+    assert!(ended < 0.5 && longest == 1.0);
+    assert!((reward - penalized - 3.0 * (1.0 - ended)).abs() < 1e-9);
+    let (reward, penalized, ..) = penalty(0.0);
+    assert_eq!(reward, penalized);
 }

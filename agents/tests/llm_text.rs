@@ -87,7 +87,7 @@ fn rows_are_encoded_as_trl_encodes_them() {
         };
         let encoder = Encoder::new(&tokenizer, &EncodeConfig::default()).unwrap();
         let mut report = EncodeReport::default();
-        let lists = [prompt, completion].map(|side| side.is_array().then(|| messages(side)).unwrap_or_default());
+        let lists = [prompt, completion].map(|side| if side.is_array() { messages(side) } else { Vec::new() });
         let inputs = [prompt, completion].into_iter().zip(&lists);
         let inputs: Vec<_> = inputs.map(|(side, list)| side.as_str().map_or(TextInput::Messages(list), TextInput::Plain)).collect();
         let sequence = encoder.completion(inputs[0], inputs[1], "row", &mut report).unwrap().unwrap();
@@ -141,10 +141,10 @@ proptest! {
         if is_cut {
             bytes.truncate(changes[0].0.index(bytes.len()));
         }
-        if let Ok(tokenizer) = Tokenizer::from_files("m", files) {
-            if let Ok(tokens) = tokenizer.encode("red is </s> a é", true) {
-                let _ = tokenizer.decode(&tokens, true);
-            }
+        if let Ok(tokenizer) = Tokenizer::from_files("m", files)
+            && let Ok(tokens) = tokenizer.encode("red is </s> a é", true)
+        {
+            let _ = tokenizer.decode(&tokens, true);
         }
     }
 

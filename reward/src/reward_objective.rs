@@ -77,6 +77,9 @@ struct Terms {
     total: f64,
 }
 
+/// A pair's terms and its rewards.
+type Judged = (Terms, [f32; 2]);
+
 /// A scalar head learns from pairs of completions.
 pub struct RewardObjective {
     config: RewardObjectiveConfig,
@@ -119,7 +122,7 @@ impl RewardObjective {
     }
 
     /// Terms and rewards of pairs, without gradient.
-    fn evaluated(&self, decoder: &Decoder, preferences: &[EncodedPreference]) -> Result<Vec<(Terms, [f32; 2])>, AgentError> {
+    fn evaluated(&self, decoder: &Decoder, preferences: &[EncodedPreference]) -> Result<Vec<Judged>, AgentError> {
         let sequences: Vec<&TokenSequence> = preferences.iter().flat_map(|p| [&p.pair.chosen, &p.pair.rejected]).collect();
         let rewards = rewards(decoder, &sequences, EVALUATION_BATCH)?;
         let both = preferences.iter().zip(rewards.as_chunks::<2>().0).enumerate();
@@ -197,7 +200,7 @@ impl Objective for RewardObjective {
         if evaluated.is_empty() {
             return Ok(metrics);
         }
-        let mean = |f: &dyn Fn(&(Terms, [f32; 2])) -> f64| evaluated.iter().map(f).sum::<f64>() / n;
+        let mean = |f: &dyn Fn(&Judged) -> f64| evaluated.iter().map(f).sum::<f64>() / n;
         metrics.push("eval/loss", mean(&|e| e.0.total));
         metrics.push("eval/ce", mean(&|e| f64::from(e.0.cross_entropy)));
         let signed = |is_right: &dyn Fn(&EncodedPreference) -> Option<bool>| {

@@ -19,6 +19,9 @@ const BATCH: usize = 32;
 /// Times that two completions of a prompt are drawn until they differ.
 const ATTEMPTS: u64 = 8;
 
+/// What each token of a completion adds to its value: prompt and completion to one number per token.
+pub type GoldTerms<'a> = dyn Fn(&[u32], &[u32]) -> Vec<f64> + 'a;
+
 /// The known reward of completions.
 #[derive(Clone, Copy)]
 pub struct Gold<'a> {
@@ -26,7 +29,7 @@ pub struct Gold<'a> {
     pub value: &'a dyn Fn(&[u32], &[u32]) -> f64,
     /// What each token of it adds, up to a constant of the task, for annotators to whom late tokens count more; without it,
     /// such annotators cannot be used.
-    pub terms: Option<&'a dyn Fn(&[u32], &[u32]) -> Vec<f64>>,
+    pub terms: Option<&'a GoldTerms<'a>>,
 }
 
 /// Who labels sampled pairs, and what happens to the labels.

@@ -57,6 +57,8 @@ struct KtoCase {
     metrics: BTreeMap<String, f64>,
 }
 
+type Reported<'a> = &'a dyn Fn(&PairTerms) -> f64;
+
 fn fixture() -> Fixture {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/llm_trl.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
@@ -109,7 +111,7 @@ fn losses_and_rewards_agree_with_trl() {
         };
         let nll = case.settings.get("nll").map_or(0.0, |nll| config.nll_weight * nll);
         close("loss", config.loss_weight * mean(&|t| f64::from(t.loss.value)) + nll, case.loss);
-        let ours: [(&str, &dyn Fn(&PairTerms) -> f64); 6] = [
+        let ours: [(&str, Reported<'_>); 6] = [
             ("rewards/chosen", &|t| t.rewards[0]),
             ("rewards/rejected", &|t| t.rewards[1]),
             ("rewards/margins", &|t| t.rewards[0] - t.rewards[1]),

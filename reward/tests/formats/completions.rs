@@ -148,7 +148,7 @@ fn rows_are_written_as_they_are_read() {
             writer.write(&row).unwrap();
             writer.finish().unwrap();
             let (rows, _) = PreferenceFile::open_as(&path, kind, &ReadOptions::default()).unwrap().read().unwrap();
-            assert_eq!(rows, [row.clone()], "{name}");
+            assert_eq!(rows, std::slice::from_ref(&row), "{name}");
         }
     }
     let blank = single(plain("p"), plain(""), None);
