@@ -1,5 +1,6 @@
 //! The decoder against plain operations of candle, finite differences and itself.
 #![cfg(feature = "llm")]
+#![allow(clippy::unwrap_used, clippy::type_complexity)]
 
 mod llm_models;
 

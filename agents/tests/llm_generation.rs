@@ -1,6 +1,7 @@
 //! Generation against the train path: what was drawn has the log-probability that training computes, whatever stands
 //! beside a row.
 #![cfg(feature = "llm")]
+#![allow(clippy::unwrap_used)]
 
 mod llm_models;
 

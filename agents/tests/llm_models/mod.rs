@@ -1,5 +1,5 @@
 //! Tiny models of all families, shared by tests.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use candle_core::Device;
 use steadfast_agents::llm::model::{Activation, Decoder, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};

@@ -25,6 +25,9 @@ pub type LogProbLoss<'a> = dyn FnMut(usize, &[TokenStatistics], &mut [Vec<f32>])
 /// The same for scores of the scalar head: `scores[sequence][position]`.
 pub type ScoreLoss<'a> = dyn FnMut(usize, &[Vec<f32>], &mut [Vec<f32>]) -> Result<(), AgentError> + 'a;
 
+/// Name, shape and values of a parameter.
+pub type NamedValues = (String, Vec<usize>, Vec<f32>);
+
 /// Tokens that are read at once where no gradient is asked for.
 const TOKENS_AT_ONCE: usize = 4096;
 
@@ -158,7 +161,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`AgentError::Tensor`] if the device fails.
-    pub fn parameters(&self) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>, AgentError> {
+    pub fn parameters(&self) -> Result<Vec<NamedValues>, AgentError> {
         self.parameters.iter().map(|p| Ok((p.spec.name.clone(), p.spec.shape.clone(), p.to_vec()?))).collect()
     }
 
@@ -268,7 +271,7 @@ impl Decoder {
         for (first_token, sequences) in pieces(sequences) {
             let rows = Rows::of_completions(sequences)?;
             let packed = Packed::of(sequences, &self.config)?;
-            let forward = Forward::new(self, packed, &steering.from_token(first_token), false)?;
+            let forward = Forward::new(self, packed, &steering.starting_at(first_token), false)?;
             let hidden = forward.hidden(&forward.embed()?)?;
             let name = self.head_name();
             let mut buffer = Vec::new();

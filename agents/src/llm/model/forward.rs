@@ -30,7 +30,7 @@ pub struct Steering {
 
 impl Steering {
     /// The same for a batch that begins at a later token.
-    pub(super) fn from_token(&self, first: usize) -> Self {
+    pub(super) fn starting_at(&self, first: usize) -> Self {
         let mut later = self.clone();
         if let Some(bias) = &mut later.key_bias {
             bias.is_marked.drain(..first.min(bias.is_marked.len()));
@@ -96,12 +96,18 @@ impl Packed {
     }
 }
 
+/// Marks of all tokens, and what they add in each layer and query head.
+struct PackedBias {
+    marks: Arc<Vec<bool>>,
+    per_head: Vec<Vec<f32>>,
+}
+
 /// One pass over one batch.
 pub(super) struct Forward<'a> {
     decoder: &'a Decoder,
     packed: Packed,
     spans: Vec<Span>,
-    biases: Option<(Arc<Vec<bool>>, Vec<Vec<f32>>)>,
+    key_bias: Option<PackedBias>,
     ropes: Vec<Arc<RopeTable>>,
     /// True if a gradient will be asked for.
     is_training: bool,
@@ -121,7 +127,8 @@ impl<'a> Forward<'a> {
         let config = decoder.config();
         steering.check(config, packed.tokens.len())?;
         let spans = steering.spans.clone().unwrap_or_else(|| config.spans.clone());
-        let biases = steering.key_bias.as_ref().map(|bias| (Arc::new(bias.is_marked.clone()), bias.per_head.clone()));
+        let bias = |bias: &KeyBias| PackedBias { marks: Arc::new(bias.is_marked.clone()), per_head: bias.per_head.clone() };
+        let key_bias = steering.key_bias.as_ref().map(bias);
         let ropes = match &config.positions {
             Positions::Learned => Vec::new(),
             Positions::Rope(rope) => {
@@ -140,7 +147,7 @@ impl<'a> Forward<'a> {
                 lengths.map(|length| tables.entry(length).or_insert_with(|| table(length)).clone()).collect()
             }
         };
-        Ok(Self { decoder, packed, spans, biases, ropes, is_training, variables: RefCell::default() })
+        Ok(Self { decoder, packed, spans, key_bias, ropes, is_training, variables: RefCell::default() })
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -281,7 +288,8 @@ impl<'a> Forward<'a> {
             (0..n).map(column).collect::<Vec<_>>()
         };
         let (queries, keys, values) = (columns(0, 0, n_heads), columns(1, query, n_kv), columns(2, query + key, n_kv));
-        let bias = self.biases.as_ref().map(|(marks, heads)| HeadBias { marks: marks.clone(), per_head: heads[layer].clone() });
+        let bias = |bias: &PackedBias| HeadBias { marks: bias.marks.clone(), per_head: bias.per_head[layer].clone() };
+        let bias = self.key_bias.as_ref().map(bias);
         let norms = [format!("{prefix}.self_attn.q_norm.weight"), format!("{prefix}.self_attn.k_norm.weight")];
         let how = Attention {
             head_dim: d,

@@ -11,7 +11,7 @@ mod span;
 mod weights;
 
 pub use config::{Activation, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling};
-pub use decoder::{Decoder, LogProbLoss, ScoreLoss, ScorePositions};
+pub use decoder::{Decoder, LogProbLoss, NamedValues, ScoreLoss, ScorePositions};
 pub use dense::{DenseLayer, DenseLinear, DenseNorm, DenseWeights};
 pub use forward::Steering;
 pub(crate) use parameters::{Parameter, Values};
