@@ -28,8 +28,8 @@ GROUPS = {
     "envs": "cargo bench -p steadfast-envs --bench env_step -- --json",
     "nn": "cargo bench -p steadfast-agents --bench nn -- --json",
     "ppo": "cargo bench --bench ppo -- --json",
-    "llm_generate": "cargo bench -p steadfast-agents --features llm --bench llm_generate -- --json",
-    "llm_train": "cargo bench -p steadfast-agents --features llm --bench llm_train -- --json",
+    "llm_generate": "cargo bench -p steadfast -p steadfast-agents --bench llm_generate -- --json",
+    "llm_train": "cargo bench -p steadfast -p steadfast-agents --bench llm_train -- --json",
 }
 
 

@@ -8,7 +8,6 @@ use steadfast_envs::SeedTree;
 use super::{CAUSAL, expected, folder};
 
 #[test]
-
 fn greedy_tokens_agree_with_transformers_alone_and_in_a_batch() {
     for name in CAUSAL {
         let decoder = Decoder::load(&folder(name), &Device::Cpu).expect("the checkpoint loads");
