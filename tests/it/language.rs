@@ -99,7 +99,7 @@ fn bad_input_is_named_before_training_starts() {
     assert!(cfg!(feature = "cuda") || text.contains("built without CUDA"), "{text}");
     let text = fail(&["objective=sft"]);
     assert!(text.contains("has no labels"), "{text}");
-    let text = place.fail(2, &["generate", "base", &"w0 ".repeat(40)]);
+    let text = place.fail(2, &["generate", "base", &"w00 ".repeat(40)]);
     assert!(text.contains("40 tokens") || text.contains("41 tokens"), "{text}");
 
     // A task with other words.
