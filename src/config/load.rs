@@ -192,6 +192,8 @@ fn span_in_value(value: &Spanned<DeValue<'_>>, path: &[String]) -> Option<Range<
 mod tests {
     use proptest::prelude::*;
 
+    use super::ExperimentConfig;
+
     fn message(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
         super::text("test.toml", text, &overrides).unwrap_err().render(false, 100)
@@ -230,7 +232,8 @@ mod tests {
     #[test]
     fn whole_numbers_may_have_an_exponent_in_arguments() {
         let changes = ["total_steps=1e6", "agent.ppo.learning_rate=1e0", "slots=4.0"].map(str::to_string);
-        let config = super::text("test.toml", "", &changes).unwrap().config.online().unwrap();
+        let config = super::text("test.toml", "", &changes).unwrap().config;
+        let config = config.online().unwrap();
         assert_eq!((config.total_steps, config.slots), (1_000_000, 4));
         for change in ["slots=1.5", "slots=-1e3", "slots=1e300"] {
             assert!(message("", &[change]).contains("a whole number"), "{change}");
@@ -241,7 +244,7 @@ mod tests {
     #[test]
     fn a_resolved_configuration_reads_back_equal() {
         let loaded = super::text("a", "", &["agent.ppo.learning_rate=0.00031".to_string(), "seed=12".to_string()]).unwrap();
-        let text = toml::to_string(&loaded.config.to_table()).unwrap();
+        let text = crate::config::render::resolved(&loaded.config);
         assert_eq!(super::text("b", &text, &[]).unwrap().config, loaded.config);
     }
 
@@ -249,7 +252,7 @@ mod tests {
     #[test]
     fn extreme_numbers_are_accepted_or_refused_but_never_panic() {
         let (mut table, mut tried, mut refused) = (String::new(), 0, 0);
-        for line in crate::config::render::defaults::<crate::config::ExperimentConfig>().lines() {
+        for line in crate::config::render::defaults::<ExperimentConfig>().lines() {
             let line = line.trim_start_matches(['#', ' ']);
             if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
                 table = if name.starts_with('[') { String::new() } else { format!("{name}.") };
