@@ -43,6 +43,15 @@ pub enum Command {
     Preferences(PreferencesArgs),
     /// Rank the pairs of a preference file by how likely their label is wrong
     Audit(AuditArgs),
+    /// Let a language model write
+    #[cfg(feature = "llm")]
+    Generate(GenerateArgs),
+    /// Write the language model of a run into a folder that Hugging Face's transformers loads
+    #[cfg(feature = "llm")]
+    Export(ExportArgs),
+    /// Show examples as a language model sees them: tokens, mask, template
+    #[cfg(feature = "llm")]
+    ShowBatch(ShowBatchArgs),
     /// List, show or copy the recipes that come with the program
     #[command(subcommand)]
     Recipe(RecipeCommand),
@@ -285,6 +294,7 @@ Examples:
   steadfast audit pairs.jsonl                          into pairs-audit/
   steadfast audit pairs.parquet -o suspects --skip-bad-rows
   steadfast audit pairs.jsonl --lambda 0.9 --folds 10 --force
+  steadfast audit pairs.jsonl --model models/qwen
   steadfast audit pairs.jsonl --loss '{ label_smoothing = { epsilon = 0.2 } }'
 
 FILE is JSONL or Parquet with `chosen`, `rejected` and optionally `prompt` (texts or conversations),
@@ -311,6 +321,14 @@ pub struct AuditArgs {
     /// Leave out rows that cannot be used, instead of stopping at the first
     #[arg(long)]
     pub skip_bad_rows: bool,
+    /// Judge texts by transformers that start from the language model in this folder or run, not by words and marks
+    #[cfg(feature = "llm")]
+    #[arg(long, value_name = "FOLDER|RUN")]
+    pub model: Option<PathBuf>,
+    /// Most tokens of a text with its prompt, with --model; what is longer loses its end, which is counted
+    #[cfg(feature = "llm")]
+    #[arg(long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u32).range(2..=131_072))]
+    pub max_tokens: Option<u32>,
     /// Loss of the models: a name, or an inline TOML table with its settings
     #[arg(long, value_name = "NAME|TABLE", default_value = "r3m")]
     pub loss: String,
@@ -329,6 +347,118 @@ pub struct AuditArgs {
     /// Worker threads; one per core if not given. The result does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+/// Arguments of `generate`.
+#[cfg(feature = "llm")]
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast generate runs/topic-pretrain-seed0 'topic1 filler3 filler0 filler2' -n 4
+  steadfast generate models/qwen 'Why is the sky blue?' --chat --greedy --max-new-tokens 200
+  steadfast generate MODEL --file prompts.txt --seed 3 --log-probs > answers.jsonl
+  echo 'Once upon a time' | steadfast generate MODEL
+
+MODEL is a folder as Hugging Face writes it, or a finished run. A prompt that is not given as an argument is
+read from --file or from standard input, one per line; each gets -n completions. Completions go to standard
+output: as they are written if there is one of them, else each on a line of its own.")]
+pub struct GenerateArgs {
+    /// Folder with a model, or run directory
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// What the model goes on from
+    #[arg(value_name = "PROMPT", conflicts_with = "file")]
+    pub prompt: Option<String>,
+    /// Prompts, one per line
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Put the prompt into the model's chat template, as a message of the user
+    #[arg(long)]
+    pub chat: bool,
+    /// A message of the system before it
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Completions per prompt
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub samples: u32,
+    /// Most tokens of a completion
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_new_tokens: u32,
+    /// Divides the logits; low values stay close to what is most likely
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    pub temperature: f64,
+    /// Draw only from so many most likely tokens; 0 means all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Draw only from the most likely tokens that have this share together
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Divides the positive logits of tokens that were seen, multiplies the negative ones
+    #[arg(long, value_name = "PENALTY", default_value_t = 1.0)]
+    pub repetition_penalty: f64,
+    /// Always take the most likely token
+    #[arg(long)]
+    pub greedy: bool,
+    /// End a completion after this text; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Seed of the draws
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// Answer in lines of JSON with tokens and their log-probabilities
+    #[arg(long)]
+    pub log_probs: bool,
+    /// Where the model is read: cpu, cuda or cuda:N; tokens are drawn on the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+}
+
+/// Arguments of `export`.
+#[cfg(feature = "llm")]
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast export runs/topic-dpo-seed0 -o topic-dpo
+  steadfast export RUN --checkpoint 200 -o early
+
+The folder has config.json, model.safetensors and the tokenizer's files. It is there completely or not at all.")]
+pub struct ExportArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// How weights are written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = ExportFormat::Safetensors)]
+    pub format: ExportFormat,
+    /// Folder to write; must not exist or be empty
+    #[arg(short, long, value_name = "FOLDER")]
+    pub output: PathBuf,
+    /// Checkpoint to write, by its step; the finished model if not given, or the newest checkpoint of a run that goes on
+    #[arg(long, value_name = "STEP")]
+    pub checkpoint: Option<u64>,
+}
+
+/// Ways of writing weights.
+#[cfg(feature = "llm")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// All weights in one safetensors file, as transformers reads them
+    Safetensors,
+}
+
+/// Arguments of `show-batch`.
+#[cfg(feature = "llm")]
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steadfast show-batch topic-dpo -n 2
+  steadfast show-batch runs/topic-dpo-seed0
+  steadfast show-batch my.toml data.file.path=other.jsonl")]
+pub struct ShowBatchArgs {
+    /// Recipe, TOML file or run directory, then changes as key.path=value
+    #[arg(required = true, value_name = "RECIPE|FILE|RUN|KEY=VALUE")]
+    pub arguments: Vec<String>,
+    /// Examples to show, from the first
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub examples: u16,
 }
 
 /// Kinds of pictures.
@@ -363,7 +493,11 @@ pub enum RecipeCommand {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print every setting with its default and meaning
-    Defaults,
+    Defaults {
+        /// Settings of language models that learn from given examples
+        #[arg(long)]
+        language: bool,
+    },
     /// Check a recipe or file
     Check {
         /// Recipe or TOML file, then changes as key.path=value
@@ -401,6 +535,11 @@ pub enum Listed {
     Noise,
     /// Losses of learned rewards, for [reward.loss.NAME]
     Losses,
+    /// Margins of language models, for [objective.preference.margin.NAME]
+    Margins,
+    /// What language models learn from given examples, for [objective.NAME]
+    #[cfg(feature = "llm")]
+    Objectives,
 }
 
 #[cfg(test)]

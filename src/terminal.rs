@@ -75,6 +75,7 @@ pub struct ProgressLine {
     begin: (std::time::Instant, u64),
     last_line: std::time::Instant,
     total: u64,
+    what: &'static str,
 }
 
 /// Seconds between lines where there is no terminal.
@@ -82,7 +83,8 @@ const LINE_SECONDS: u64 = 10;
 
 impl ProgressLine {
     /// Progress towards `total` steps, from `step` on.
-    pub fn new(total: u64, step: u64) -> Self {
+    /// What is shown beside it is called `what`.
+    pub fn new(total: u64, step: u64, what: &'static str) -> Self {
         let bar = is_interactive().then(|| {
             let bar = bars().add(indicatif::ProgressBar::new(total));
             let template = "{wide_bar} {human_pos}/{human_len} steps  {pace}  {msg}";
@@ -99,16 +101,16 @@ impl ProgressLine {
             bar
         });
         let now = std::time::Instant::now();
-        Self { bar, begin: (now, step), last_line: now, total }
+        Self { bar, begin: (now, step), last_line: now, total, what }
     }
 
     /// Shows where the run is.
-    pub fn show(&mut self, step: u64, return_agent_mean: Option<f64>) {
+    pub fn show(&mut self, step: u64, value: Option<f64>) {
         match &self.bar {
             Some(bar) => {
                 // The message first: moving the bar draws it.
-                if let Some(value) = return_agent_mean {
-                    bar.set_message(format!("return (agent mean) {value:.2}"));
+                if let Some(value) = value {
+                    bar.set_message(format!("{} {value:.2}", self.what));
                 }
                 bar.set_position(step.min(self.total));
             }
@@ -120,7 +122,7 @@ impl ProgressLine {
                     step,
                     total = self.total,
                     // Left out before the first episode has finished.
-                    return_agent_mean = return_agent_mean.map(short),
+                    value = value.map(|value| format!("{} {}", self.what, short(value))).map(tracing::field::display),
                     steps_per_second = rate.round() as u64,
                     seconds_left = seconds_left.round() as u64,
                     "training"

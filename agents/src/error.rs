@@ -45,7 +45,25 @@ pub enum AgentError {
         /// Why it does not fit.
         reason: String,
     },
+    /// A model folder, tokenizer, template or token sequence that cannot be used.
+    #[error("{place}: {reason}")]
+    Model {
+        /// File and tensor or row.
+        place: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The tensor library failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(String),
     /// An environment failed.
     #[error(transparent)]
     Env(#[from] EnvError),
+}
+
+#[cfg(feature = "llm")]
+impl From<candle_core::Error> for AgentError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Tensor(error.to_string())
+    }
 }

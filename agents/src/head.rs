@@ -68,7 +68,7 @@ impl PolicyHead {
     /// The head for an action space. `squashed` matters for boxes only.
     ///
     /// # Errors
-    /// [`AgentError::Config`] if a squashed policy meets an unbounded box.
+    /// [`AgentError::Config`] if a squashed policy meets an unbounded box, or if actions are texts.
     pub fn new(space: &Space, squashed: bool, initial_log_std: f32) -> Result<Self, AgentError> {
         match space {
             Space::Discrete { n } => Ok(Self::Categorical { n: *n }),
@@ -76,6 +76,11 @@ impl PolicyHead {
                 Ok(Self::Squashed { log_std: vec![initial_log_std; low.len()], bounds: ActionBox::new(low, high)? })
             }
             Space::Box { low, .. } => Ok(Self::Gaussian { log_std: vec![initial_log_std; low.len()] }),
+            Space::Tokens { .. } => Err(AgentError::Config {
+                field: "agent".to_string(),
+                expected: "a learner of language models (`rloo`, `grpo`, `text_ppo`) for worlds of text".to_string(),
+                got: format!("one for indices and vectors, with actions {space}"),
+            }),
         }
     }
 

@@ -135,6 +135,18 @@ pub trait Learner: Send {
     /// True if batches must carry the global state.
     fn uses_state(&self) -> bool;
 
+    /// Neighbouring slots whose episodes must have the same seed, so that completions of one prompt can be compared; see
+    /// [`steadfast_envs::VectorEnv::with_groups`].
+    fn group_size(&self) -> usize {
+        1
+    }
+
+    /// The language model that is trained, if one is.
+    #[cfg(feature = "llm")]
+    fn decoder(&self) -> Option<&crate::llm::Decoder> {
+        None
+    }
+
     /// Improves the policy. `progress` is the fraction of the run that was done before the batch was
     /// collected, 0 to 1; schedules follow it.
     ///

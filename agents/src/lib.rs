@@ -9,9 +9,12 @@ pub mod config;
 pub mod error;
 pub mod head;
 pub mod learner;
+#[cfg(feature = "llm")]
+pub mod llm;
 pub mod nn;
 pub mod regularizers;
 pub mod returns;
+pub mod schedule;
 
 pub use config::AgentConfig;
 pub use error::AgentError;

@@ -4,7 +4,7 @@ Both sides print one JSON object per line (the schema is in README.md). Results 
 `case`; other output is passed over. A round runs our command and then each peer of the group, so
 that a slow spell of the machine hits both sides.
 
-The speed-up is ours over theirs: steps/s divided by steps/s, or their microseconds divided by ours.
+The speed-up is ours over theirs: steps/s divided by steps/s, or their time divided by ours.
 Above 1 we are faster. The interval is the 2.5 % and 97.5 % point of a bootstrap over rounds.
 """
 
@@ -23,11 +23,13 @@ from measure import pin
 HERE = Path(__file__).resolve().parent
 OURS = "steadfast"
 # For each unit, whether a larger figure is the better one.
-LARGER_IS_BETTER = {"steps/s": True, "us": False}
+LARGER_IS_BETTER = {"steps/s": True, "tokens/s": True, "us": False, "s": False}
 GROUPS = {
     "envs": "cargo bench -p steadfast-envs --bench env_step -- --json",
     "nn": "cargo bench -p steadfast-agents --bench nn -- --json",
     "ppo": "cargo bench --bench ppo -- --json",
+    "llm_generate": "cargo bench -p steadfast -p steadfast-agents --bench llm_generate -- --json",
+    "llm_train": "cargo bench -p steadfast -p steadfast-agents --bench llm_train -- --json",
 }
 
 
@@ -47,6 +49,10 @@ def peer_commands(group, options):
         return commands
     if group == "nn":
         return [script("torch_mlp.py")]
+    if group == "llm_generate":
+        return [script("llm_generate.py")]
+    if group == "llm_train":
+        return [script("llm_dpo.py")]
     commands = [script("sb3_ppo.py")]
     if options.cleanrl_script:
         commands.append(script("cleanrl_ppo.py", "--script", options.cleanrl_script))

@@ -76,14 +76,14 @@ def emit(peer, case, unit, wall, cpu, version, **extra) -> None:
     print(json.dumps(line), flush=True)
 
 
-def rate(peer, case, steps, work, repetitions, version, **extra) -> None:
-    """Time `work`, which makes `steps` steps per call, and print steps per second."""
+def rate(peer, case, steps, work, repetitions, version, unit="steps/s", **extra) -> None:
+    """Time `work`, which makes `steps` steps (or tokens) per call, and print how many per second."""
     work()
     timed = [seconds(work) for _ in range(repetitions)]
     emit(
         peer,
         case,
-        "steps/s",
+        unit,
         [steps / wall for wall, _ in timed],
         [steps / cpu for _, cpu in timed],
         version,

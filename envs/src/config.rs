@@ -1,5 +1,7 @@
 //! The choice of a world.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::control::{AcrobotConfig, CartPoleConfig, MountainCarContinuousConfig, PendulumConfig};
@@ -9,7 +11,8 @@ use crate::particle::{
 };
 use crate::random_reward::RandomRewardConfig;
 use crate::testing::{BanditConfig, ChainConfig, IdentityConfig};
-use crate::{Environment, Result};
+use crate::text::{EncodedPrompts, PromptsConfig, SalientCopyConfig, ShortcutStyleConfig, TextEnv, TextTask, TopicLexiconConfig};
+use crate::{EnvError, Environment, Result};
 
 /// Which environment to build, and with what settings. Written in a configuration as `[env.NAME]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +52,14 @@ pub enum EnvConfig {
     SimpleTag(SimpleTagConfig),
     /// A led chase with food and forests.
     SimpleWorldComm(SimpleWorldCommConfig),
+    /// Text: say words that the topic likes.
+    TopicLexicon(TopicLexiconConfig),
+    /// Text: repeat what is marked.
+    SalientCopy(SalientCopyConfig),
+    /// Text: a hidden pattern and a visible mark.
+    ShortcutStyle(ShortcutStyleConfig),
+    /// Text: prompts from a file, rewarded by a reward model.
+    Prompts(PromptsConfig),
 }
 
 impl EnvConfig {
@@ -71,6 +82,10 @@ impl EnvConfig {
         ("simple_spread", "agents cover landmarks without collisions (cooperative navigation)"),
         ("simple_tag", "adversaries chase faster prey around obstacles (predator and prey)"),
         ("simple_world_comm", "a chase with food, forests and a leader who speaks"),
+        ("topic_lexicon", "text: say words that the prompt's topic likes"),
+        ("salient_copy", "text: repeat the marked words of the prompt"),
+        ("shortcut_style", "text: a hidden pattern is right, a visible mark is tempting"),
+        ("prompts", "text: prompts from a file, rewarded by a reward model"),
     ];
 
     /// Name in configurations.
@@ -93,13 +108,47 @@ impl EnvConfig {
             Self::SimpleSpread(_) => "simple_spread",
             Self::SimpleTag(_) => "simple_tag",
             Self::SimpleWorldComm(_) => "simple_world_comm",
+            Self::TopicLexicon(_) => "topic_lexicon",
+            Self::SalientCopy(_) => "salient_copy",
+            Self::ShortcutStyle(_) => "shortcut_style",
+            Self::Prompts(_) => "prompts",
+        }
+    }
+
+    /// The synthetic task of text that this is, if it is one: its vocabulary, its reference process, its gold reward.
+    ///
+    /// # Errors
+    /// [`crate::EnvError::Config`] if a setting is out of its range.
+    pub fn text_task(&self) -> Result<Option<Arc<dyn TextTask>>> {
+        Ok(Some(match self {
+            Self::TopicLexicon(c) => Arc::new(c.build()?),
+            Self::SalientCopy(c) => Arc::new(c.build()?),
+            Self::ShortcutStyle(c) => Arc::new(c.build()?),
+            _ => return Ok(None),
+        }))
+    }
+
+    /// True for worlds whose actions are texts.
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::TopicLexicon(_) | Self::SalientCopy(_) | Self::ShortcutStyle(_) | Self::Prompts(_))
+    }
+
+    /// Builds the environment; `encode` reads a file of prompts with a tokenizer, which this crate knows nothing of.
+    ///
+    /// # Errors
+    /// As [`EnvConfig::build`], and what `encode` reports.
+    pub fn build_with(&self, encode: &dyn Fn(&PromptsConfig) -> Result<EncodedPrompts>) -> Result<Box<dyn Environment>> {
+        match self {
+            Self::Prompts(c) => Ok(Box::new(c.build(encode(c)?)?)),
+            other => other.build(),
         }
     }
 
     /// Builds the environment.
     ///
     /// # Errors
-    /// [`crate::EnvError::Config`] if a setting is out of its range.
+    /// [`crate::EnvError::Config`] if a setting is out of its range, or for prompts from a file, which need a tokenizer:
+    /// [`EnvConfig::build_with`].
     pub fn build(&self) -> Result<Box<dyn Environment>> {
         Ok(match self {
             Self::Identity(c) => Box::new(c.build()?),
@@ -119,6 +168,17 @@ impl EnvConfig {
             Self::SimpleSpread(c) => Box::new(c.build()?),
             Self::SimpleTag(c) => Box::new(c.build()?),
             Self::SimpleWorldComm(c) => Box::new(c.build()?),
+            Self::TopicLexicon(c) => Box::new(TextEnv::new(Arc::new(c.build()?))?),
+            Self::SalientCopy(c) => Box::new(TextEnv::new(Arc::new(c.build()?))?),
+            Self::ShortcutStyle(c) => Box::new(TextEnv::new(Arc::new(c.build()?))?),
+            Self::Prompts(c) => {
+                return Err(EnvError::Config {
+                    env: self.name().to_string(),
+                    field: "file",
+                    expected: "read with a tokenizer: this world needs a language-model policy".to_string(),
+                    got: c.file.display().to_string(),
+                });
+            }
         })
     }
 }

@@ -10,7 +10,7 @@ pub struct AgentSpec {
     pub name: String,
     /// Agents of one group have the same spaces and role; parameters can be shared within a group.
     pub group: String,
-    /// What the agent observes: always a [`Space::Box`].
+    /// What the agent observes: a [`Space::Box`], or [`Space::Tokens`] in a world of text.
     pub observation: Space,
     /// What the agent can do.
     pub action: Space,
@@ -44,16 +44,102 @@ impl EnvSpec {
         self.agents.iter().map(|a| a.observation.width()).max().unwrap_or(0)
     }
 
-    /// Values per agent in an action array: 1 for discrete actions, else the longest action.
+    /// Values per agent in an action array: 1 for discrete actions, the longest vector for continuous ones, the most tokens
+    /// for token sequences (whose lengths stand in an array of their own).
     pub fn action_width(&self) -> usize {
-        self.agents.iter().map(|a| a.action.width()).max().unwrap_or(0)
+        let width = |space: &Space| match space {
+            Space::Tokens { max_tokens, .. } => *max_tokens,
+            other => other.width(),
+        };
+        self.agents.iter().map(|a| width(&a.action)).max().unwrap_or(0)
     }
 
     /// True if actions are discrete. All agents of an environment have the same kind of action.
     pub fn has_discrete_actions(&self) -> bool {
         self.agents.first().is_some_and(|a| a.action.is_discrete())
     }
+
+    /// True if actions are token sequences.
+    pub fn has_token_actions(&self) -> bool {
+        self.agents.first().is_some_and(|a| a.action.is_tokens())
+    }
+
+    /// True if actions are vectors.
+    pub fn has_continuous_actions(&self) -> bool {
+        self.agents.first().is_some_and(|a| matches!(a.action, Space::Box { .. }))
+    }
 }
+
+/// Token sequences of some agents, each in its own row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenRows<'a> {
+    /// `[slot, agent, width]`; what stands behind a sequence's end is not looked at.
+    pub tokens: &'a [u32],
+    /// `[slot, agent]`: tokens of each sequence, at most `width`.
+    pub lengths: &'a [u32],
+    /// Tokens per row.
+    pub width: usize,
+}
+
+impl<'a> TokenRows<'a> {
+    /// The sequence of row `row`.
+    ///
+    /// # Panics
+    /// If there is no such row or its length is above the width.
+    pub fn row(&self, row: usize) -> &'a [u32] {
+        &self.tokens[row * self.width..][..self.width][..self.lengths[row] as usize]
+    }
+
+    /// Rows `0..rows` and the rest.
+    pub(crate) fn split_at(self, rows: usize) -> (Self, Self) {
+        let (t1, t2) = self.tokens.split_at(rows * self.width);
+        let (l1, l2) = self.lengths.split_at(rows);
+        (Self { tokens: t1, lengths: l1, ..self }, Self { tokens: t2, lengths: l2, ..self })
+    }
+}
+
+/// Writes a token sequence as an observation: its length, its tokens, zeros.
+///
+/// # Errors
+/// [`EnvError::Tokens`] if the sequence does not fit into the row.
+pub fn write_tokens(env: &str, tokens: &[u32], row: &mut [f32]) -> Result<()> {
+    if tokens.len() + 1 > row.len() {
+        return Err(EnvError::Tokens {
+            env: env.to_string(),
+            reason: format!("a conversation of {} tokens does not fit into {}", tokens.len(), row.len().saturating_sub(1)),
+        });
+    }
+    row.fill(0.0);
+    row[0] = tokens.len() as f32;
+    for (out, &token) in row[1..].iter_mut().zip(tokens) {
+        *out = token as f32;
+    }
+    Ok(())
+}
+
+/// Reads what [`write_tokens`] wrote; `out` is cleared first.
+///
+/// # Errors
+/// [`EnvError::Tokens`] if the row does not hold a token sequence.
+pub fn read_tokens(row: &[f32], out: &mut Vec<u32>) -> Result<()> {
+    out.clear();
+    let fail = |reason: String| Err(EnvError::Tokens { env: "observation".to_string(), reason });
+    let is_index = |value: f32| value >= 0.0 && value < MAX_VOCABULARY as f32 && value.fract() == 0.0;
+    let length = row.first().copied().unwrap_or(-1.0);
+    if !is_index(length) || length as usize >= row.len() {
+        return fail(format!("the first number of a row of {} must be the number of tokens, got {length}", row.len()));
+    }
+    for (position, &value) in row[1..=length as usize].iter().enumerate() {
+        if !is_index(value) {
+            return fail(format!("the number at position {position} must be a token id, got {value}"));
+        }
+        out.push(value as u32);
+    }
+    Ok(())
+}
+
+/// Token ids below this are exact in single precision.
+pub const MAX_VOCABULARY: usize = 1 << 24;
 
 /// Actions of the agents of one or more slots.
 #[derive(Debug, Clone, Copy)]
@@ -62,40 +148,68 @@ pub enum Actions<'a> {
     Discrete(&'a [u32]),
     /// `action_width` numbers per agent.
     Continuous(&'a [f32]),
+    /// A token sequence per agent.
+    Tokens(TokenRows<'a>),
 }
 
 impl<'a> Actions<'a> {
-    /// The part of slot `slot` when each slot has `per_slot` values.
+    /// The part of slot `slot` when each slot has `per_slot` values (`agents × action_width`).
     #[inline]
     pub fn slot(self, slot: usize, per_slot: usize) -> Actions<'a> {
         let range = slot * per_slot..(slot + 1) * per_slot;
         match self {
             Self::Discrete(a) => Actions::Discrete(&a[range]),
             Self::Continuous(a) => Actions::Continuous(&a[range]),
+            Self::Tokens(rows) => {
+                let agents = per_slot / rows.width.max(1);
+                let lengths = &rows.lengths[slot * agents..(slot + 1) * agents];
+                Actions::Tokens(TokenRows { tokens: &rows.tokens[range], lengths, width: rows.width })
+            }
+        }
+    }
+
+    /// What they are, in a word.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Discrete(_) => "discrete",
+            Self::Continuous(_) => "continuous",
+            Self::Tokens(_) => "token",
         }
     }
 
     /// The indices.
     ///
     /// # Errors
-    /// [`EnvError::Action`] if the actions are continuous.
+    /// [`EnvError::Action`] if the actions are of another kind.
     #[inline]
     pub fn discrete(self, env: &str) -> Result<&'a [u32]> {
         match self {
             Self::Discrete(a) => Ok(a),
-            Self::Continuous(_) => Err(wrong_kind(env, "discrete", "continuous")),
+            other => Err(wrong_kind(env, "discrete", other.kind())),
         }
     }
 
     /// The numbers.
     ///
     /// # Errors
-    /// [`EnvError::Action`] if the actions are discrete.
+    /// [`EnvError::Action`] if the actions are of another kind.
     #[inline]
     pub fn continuous(self, env: &str) -> Result<&'a [f32]> {
         match self {
             Self::Continuous(a) => Ok(a),
-            Self::Discrete(_) => Err(wrong_kind(env, "continuous", "discrete")),
+            other => Err(wrong_kind(env, "continuous", other.kind())),
+        }
+    }
+
+    /// The token sequences.
+    ///
+    /// # Errors
+    /// [`EnvError::Action`] if the actions are of another kind.
+    #[inline]
+    pub fn tokens(self, env: &str) -> Result<TokenRows<'a>> {
+        match self {
+            Self::Tokens(rows) => Ok(rows),
+            other => Err(wrong_kind(env, "token", other.kind())),
         }
     }
 }

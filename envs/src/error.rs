@@ -43,6 +43,14 @@ pub enum EnvError {
         /// Position in that slot's part of the array.
         position: usize,
     },
+    /// A token sequence, a prompt or a list of prompts that cannot be used.
+    #[error("{env}: {reason}")]
+    Tokens {
+        /// Environment, or file.
+        env: String,
+        /// What is wrong, with the row, and what to do.
+        reason: String,
+    },
     /// A saved state does not fit the object it is restored into.
     #[error("cannot restore {place}: {reason}")]
     Snapshot {

@@ -18,15 +18,16 @@ pub mod seed;
 pub mod snapshot;
 pub mod space;
 pub mod testing;
+pub mod text;
 
 pub use config::EnvConfig;
-pub use environment::{Actions, AgentSpec, EnvSpec, Environment, StepOut};
+pub use environment::{Actions, AgentSpec, EnvSpec, Environment, MAX_VOCABULARY, StepOut, TokenRows, read_tokens, write_tokens};
 pub use error::{EnvError, Result};
 pub use perturb::{PerturbationConfig, Perturbed};
-pub use reward_fn::{RewardFn, Transition};
+pub use reward_fn::{RewardFn, Transition, TransitionBatch};
 pub use rollout::{
     ActMode, ActionBatch, ActionsMut, EpisodeLog, EpisodeStats, ObservationBatch, Policy, RolloutBatch, RolloutEngine, RolloutOptions,
-    VectorEnv,
+    TokenRowsMut, VectorEnv,
 };
 pub use seed::{Rng, SeedTree};
 pub use snapshot::{SnapshotReader, SnapshotWriter};

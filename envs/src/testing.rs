@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::environment::invalid_index;
 use crate::range::require;
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
-use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SeedTree, Space, StepOut};
+use crate::{Actions, AgentSpec, EnvError, EnvSpec, Environment, Result, Rng, SeedTree, Space, StepOut, TokenRows, read_tokens};
 
 /// Longest episode of a test world.
 pub(crate) const MAX_HORIZON: usize = 1_000_000;
@@ -113,7 +113,7 @@ impl Environment for Identity {
                     }
                     if action as usize == symbol { 1.0 } else { 0.0 }
                 }
-                Space::Box { .. } => {
+                Space::Box { .. } | Space::Tokens { .. } => {
                     let target = if n == 1 { 0.0 } else { -1.0 + 2.0 * symbol as f32 / (n - 1) as f32 };
                     1.0 - (actions.continuous("identity")?[agent].clamp(-1.0, 1.0) - target).abs()
                 }
@@ -327,7 +327,8 @@ impl Environment for Chain {
     }
 }
 
-/// Uniformly random actions inside the spaces of `spec`; unbounded coordinates are standard normal.
+/// Uniformly random actions inside the spaces of `spec`; unbounded coordinates are standard normal. Token sequences are the
+/// business of [`random_tokens`].
 ///
 /// `discrete`: `[agent]`; `continuous`: `[agent, action_width]`. Only the one of the environment's kind is written.
 pub fn random_actions(spec: &EnvSpec, rng: &mut Rng, discrete: &mut [u32], continuous: &mut [f32]) {
@@ -335,12 +336,29 @@ pub fn random_actions(spec: &EnvSpec, rng: &mut Rng, discrete: &mut [u32], conti
     for (agent, agent_spec) in spec.agents.iter().enumerate() {
         match &agent_spec.action {
             Space::Discrete { n } => discrete[agent] = rng.below(*n) as u32,
+            Space::Tokens { .. } => {}
             Space::Box { low, high } => {
                 for (i, (&l, &h)) in low.iter().zip(high).enumerate() {
                     continuous[agent * width + i] =
                         if l.is_finite() && h.is_finite() { l + (h - l) * rng.unit_f32() } else { rng.normal_f32() };
                 }
             }
+        }
+    }
+}
+
+/// Uniformly random token sequences of 1 to `max_tokens` tokens, for worlds of text.
+///
+/// `tokens`: `[agent, action_width]`, 0 behind each end; `lengths`: `[agent]`.
+pub fn random_tokens(spec: &EnvSpec, rng: &mut Rng, tokens: &mut [u32], lengths: &mut [u32]) {
+    let width = spec.action_width();
+    for (agent, agent_spec) in spec.agents.iter().enumerate() {
+        if let Space::Tokens { vocab_size, max_tokens } = agent_spec.action {
+            let row = &mut tokens[agent * width..(agent + 1) * width];
+            let length = 1 + rng.below(max_tokens);
+            row.fill(0);
+            row[..length].fill_with(|| rng.below(vocab_size) as u32);
+            lengths[agent] = length as u32;
         }
     }
 }
@@ -362,6 +380,8 @@ struct Driver {
     rewards: Vec<f32>,
     discrete: Vec<u32>,
     continuous: Vec<f32>,
+    tokens: Vec<u32>,
+    lengths: Vec<u32>,
 }
 
 impl Driver {
@@ -373,6 +393,8 @@ impl Driver {
             rewards: vec![0.0; n],
             discrete: vec![0; n],
             continuous: vec![0.0; n * width],
+            tokens: vec![0; n * width],
+            lengths: vec![0; n],
             env,
         }
     }
@@ -390,8 +412,14 @@ impl Driver {
                 *trace = Trace { observations: vec![], rewards: vec![], states: vec![], ends: vec![], metrics: vec![] };
             }
             random_actions(&spec, rng, &mut self.discrete, &mut self.continuous);
-            let actions =
-                if spec.has_discrete_actions() { Actions::Discrete(&self.discrete) } else { Actions::Continuous(&self.continuous) };
+            random_tokens(&spec, rng, &mut self.tokens, &mut self.lengths);
+            let actions = match spec.agents[0].action {
+                Space::Discrete { .. } => Actions::Discrete(&self.discrete),
+                Space::Box { .. } => Actions::Continuous(&self.continuous),
+                Space::Tokens { .. } => {
+                    Actions::Tokens(TokenRows { tokens: &self.tokens, lengths: &self.lengths, width: spec.action_width() })
+                }
+            };
             let mut out = StepOut { observations: &mut self.observations, rewards: &mut self.rewards, terminated: false, truncated: false };
             self.env.step(actions, &mut out)?;
             let end = (out.terminated, out.truncated);
@@ -432,9 +460,9 @@ pub fn check_environment(build: &dyn Fn() -> Result<Box<dyn Environment>>) -> Re
     }
     for agent in &spec.agents {
         if agent.observation.is_discrete() {
-            return Err(broken(&spec, "observations must be boxes"));
+            return Err(broken(&spec, "observations must be boxes or token sequences"));
         }
-        if agent.action.is_discrete() != spec.has_discrete_actions() {
+        if agent.action.is_discrete() != spec.has_discrete_actions() || agent.action.is_tokens() != spec.has_token_actions() {
             return Err(broken(&spec, "all agents must have the same kind of action"));
         }
         let same = spec.agents.iter().filter(|a| a.group == agent.group);
@@ -469,6 +497,16 @@ pub fn check_environment(build: &dyn Fn() -> Result<Box<dyn Environment>>) -> Re
                     && features.iter().zip(low.iter().zip(high)).any(|(v, (l, h))| v < l || v > h)
                 {
                     return Err(broken(&spec, "an observation is outside its space"));
+                }
+                if let Space::Tokens { vocab_size, .. } = spec.agents[agent].observation {
+                    let mut tokens = Vec::new();
+                    read_tokens(&features[..own], &mut tokens)?;
+                    if tokens.is_empty() || tokens.iter().any(|&t| t as usize >= vocab_size) {
+                        return Err(broken(&spec, "a prompt must have tokens, all of them in the vocabulary"));
+                    }
+                    if features[1 + tokens.len()..].iter().any(|&v| v != 0.0) {
+                        return Err(broken(&spec, "what stands behind a prompt must be 0"));
+                    }
                 }
             }
         }
@@ -506,7 +544,15 @@ pub fn check_environment(build: &dyn Fn() -> Result<Box<dyn Environment>>) -> Re
     used.env.reset(0, &mut used.observations);
     used.discrete.fill(u32::MAX);
     used.continuous.fill(0.0);
-    let wrong = if spec.has_discrete_actions() { Actions::Discrete(&used.discrete) } else { Actions::Discrete(&[]) };
+    used.tokens.fill(u32::MAX);
+    used.lengths.fill(1);
+    let wrong = if spec.has_discrete_actions() {
+        Actions::Discrete(&used.discrete)
+    } else if spec.has_token_actions() {
+        Actions::Tokens(TokenRows { tokens: &used.tokens, lengths: &used.lengths, width: spec.action_width() })
+    } else {
+        Actions::Discrete(&[])
+    };
     let mut out = StepOut { observations: &mut used.observations, rewards: &mut used.rewards, terminated: false, truncated: false };
     if used.env.step(wrong, &mut out).is_ok() {
         return Err(broken(&spec, "an invalid action was accepted"));

@@ -6,11 +6,11 @@ use std::cell::Cell;
 use steadfast_envs::particle::SimpleSpreadConfig;
 use steadfast_envs::perturb::MaliciousActionConfig;
 use steadfast_envs::rollout::StepBuffers;
-use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig, random_actions};
+use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig, random_actions, random_tokens};
 use steadfast_envs::{
     ActMode, ActionBatch, Actions, ActionsMut, EnvConfig, EnvError, EnvSpec, Environment, ObservationBatch, PerturbationConfig, Perturbed,
     Policy, Result, RewardFn, Rng, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotReader, SnapshotWriter, StepOut,
-    Transition, VectorEnv,
+    Transition, TransitionBatch, VectorEnv, read_tokens, write_tokens,
 };
 
 thread_local! {
@@ -55,6 +55,10 @@ impl Policy for RandomPolicy {
             match &mut out.actions {
                 ActionsMut::Discrete(a) => random_actions(&self.spec, &mut rngs[slot], &mut a[slot * agents..(slot + 1) * agents], &mut []),
                 ActionsMut::Continuous(a) => random_actions(&self.spec, &mut rngs[slot], &mut [], &mut a[slot * width..(slot + 1) * width]),
+                ActionsMut::Tokens(rows) => {
+                    let tokens = &mut rows.tokens[slot * width..(slot + 1) * width];
+                    random_tokens(&self.spec, &mut rngs[slot], tokens, &mut rows.lengths[slot * agents..(slot + 1) * agents]);
+                }
             }
         }
         out.log_probs.fill(-1.0);
@@ -157,7 +161,8 @@ fn termination_and_truncation_are_not_merged() {
 }
 
 fn continues_exactly(build: impl Fn() -> Box<dyn Environment>) {
-    let (mut first, mut policy) = engine_of(&build, 3, true, None);
+    let with_state = build().spec().state_dim > 0;
+    let (mut first, mut policy) = engine_of(&build, 3, with_state, None);
     let mut batch = RolloutBatch::default();
     first.collect(&mut policy, 17, ActMode::Sample, &mut batch).expect("sound worlds");
     let mut words = SnapshotWriter::default();
@@ -165,7 +170,7 @@ fn continues_exactly(build: impl Fn() -> Box<dyn Environment>) {
     let words = words.into_words();
     first.collect(&mut policy, 40, ActMode::Sample, &mut batch).expect("sound worlds");
     assert!(!batch.ends.is_empty());
-    let (mut second, mut policy) = engine_of(&build, 3, true, None);
+    let (mut second, mut policy) = engine_of(&build, 3, with_state, None);
     second.restore(&words).expect("sound worlds");
     let mut again = RolloutBatch::default();
     second.collect(&mut policy, 40, ActMode::Sample, &mut again).expect("sound worlds");
@@ -229,6 +234,7 @@ fn a_reward_function_replaces_rewards_but_not_returns() {
         observation: &[1.0],
         action_index: Some(0),
         action: &[],
+        tokens: &[],
         next_observation: &[1.0],
         reward: 0.5,
         terminated: false,
@@ -387,4 +393,169 @@ fn perturbed_particles_see_noise_and_keep_their_rewards() {
         noisy.step(actions, &mut out).unwrap();
         assert_eq!(ra, rb);
     }
+}
+
+/// A two-turn conversation: what was said is seen in the next turn, a completion earns its first token.
+struct TwoTurns {
+    spec: EnvSpec,
+    conversation: Vec<u32>,
+    turn: u64,
+}
+
+impl TwoTurns {
+    fn new() -> Self {
+        let tokens = |max_tokens| steadfast_envs::Space::Tokens { vocab_size: 9, max_tokens };
+        let agent = steadfast_envs::AgentSpec {
+            name: "agent_0".to_string(),
+            group: "agent".to_string(),
+            observation: tokens(7),
+            action: tokens(3),
+        };
+        let spec = EnvSpec {
+            name: "two_turns".to_string(),
+            agents: vec![agent],
+            state_dim: 0,
+            horizon: 2,
+            step_seconds: 1.0,
+            episode_metrics: Vec::new(),
+        };
+        Self { spec, conversation: Vec::new(), turn: 0 }
+    }
+}
+
+impl Environment for TwoTurns {
+    fn spec(&self) -> &EnvSpec {
+        &self.spec
+    }
+    fn reset(&mut self, seed: u64, observations: &mut [f32]) {
+        self.conversation = vec![(seed % 9) as u32];
+        self.turn = 0;
+        write_tokens("two_turns", &self.conversation, observations).expect("room for the conversation");
+    }
+    fn step(&mut self, actions: Actions<'_>, out: &mut StepOut<'_>) -> Result<()> {
+        let said = actions.tokens("two_turns")?.row(0);
+        if let Some(token) = said.iter().find(|t| **t >= 9) {
+            let expected = "tokens below 9".to_string();
+            return Err(EnvError::Action { env: "two_turns".to_string(), agent: 0, expected, got: token.to_string() });
+        }
+        self.conversation.extend_from_slice(said);
+        self.turn += 1;
+        out.rewards[0] = said[0] as f32;
+        out.terminated = self.turn == 2;
+        write_tokens("two_turns", &self.conversation, out.observations)
+    }
+    fn snapshot(&self, out: &mut SnapshotWriter) {
+        out.u64(self.turn);
+        out.u64(self.conversation.len() as u64);
+        self.conversation.iter().for_each(|&t| out.u64(u64::from(t)));
+    }
+    fn restore(&mut self, input: &mut SnapshotReader<'_>) -> Result<()> {
+        self.turn = input.u64()?;
+        let n = input.u64()?;
+        self.conversation = (0..n).map(|_| Ok(input.u64()? as u32)).collect::<Result<_>>()?;
+        Ok(())
+    }
+}
+
+/// Pays the length of the completion, and checks that it sees the whole time step at once.
+struct Length(usize);
+
+impl RewardFn for Length {
+    fn reward(&mut self, t: &Transition<'_>) -> Result<f32> {
+        assert!(t.action_index.is_none() && t.action.is_empty());
+        Ok(t.tokens.len() as f32)
+    }
+    fn reward_batch(&mut self, transitions: &TransitionBatch<'_>, rewards: &mut [f32]) -> Result<()> {
+        assert_eq!((transitions.len(), rewards.len()), (self.0, self.0));
+        for (i, reward) in rewards.iter_mut().enumerate() {
+            *reward = self.reward(&transitions.get(i))?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn conversations_of_several_turns_go_through_the_engine() {
+    steadfast_envs::testing::check_environment(&|| Ok(Box::new(TwoTurns::new()))).unwrap();
+    continues_exactly(|| Box::new(TwoTurns::new()));
+    let (mut engine, mut policy) = engine_of(|| Box::new(TwoTurns::new()), 3, false, Some(Box::new(Length(3))));
+    let mut batch = RolloutBatch::default();
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        engine.collect(&mut policy, 4, ActMode::Sample, &mut batch).unwrap();
+        assert_eq!((batch.token_width, batch.action_width, batch.discrete_actions.len()), (3, 0, 0));
+        assert_eq!(batch.ends, [(1, 0), (1, 1), (1, 2), (3, 0), (3, 1), (3, 2)]);
+        for row in 0..12 {
+            let said = batch.token_rows().row(row);
+            assert_eq!(batch.environment_rewards[row], said[0] as f32);
+            assert_eq!(batch.rewards[row], said.len() as f32);
+            assert!(batch.token_actions[row * 3 + said.len()..(row + 1) * 3].iter().all(|t| *t == 0));
+            if row / 3 % 2 == 0 {
+                read_tokens(&batch.observations[row * 8..(row + 1) * 8], &mut before).unwrap();
+                read_tokens(&batch.observations[(row + 3) * 8..(row + 4) * 8], &mut after).unwrap();
+                assert_eq!(after, [before.as_slice(), said].concat());
+            }
+        }
+    }
+}
+
+#[test]
+fn slots_of_a_group_see_the_same_prompts_and_act_differently() {
+    let config = EnvConfig::TopicLexicon(Default::default());
+    let envs = |n: usize| (0..n).map(|_| config.build().unwrap()).collect::<Vec<_>>();
+    let seeds = SeedTree::new(5);
+    let vector = VectorEnv::with_groups(envs(6), seeds.child("environment"), 3).unwrap();
+    assert_eq!(vector.group(), 3);
+    let mut policy = RandomPolicy { spec: vector.spec().clone() };
+    let width = vector.spec().observation_width();
+    let mut engine = RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions::default()).unwrap();
+    let mut batch = RolloutBatch::default();
+    engine.collect(&mut policy, 4, ActMode::Sample, &mut batch).unwrap();
+    // The prompts of the groups are those of two plain slots.
+    let plain = VectorEnv::new(envs(2), seeds.child("environment")).unwrap();
+    let mut alone = RolloutEngine::new(plain, seeds.child("policy"), RolloutOptions::default()).unwrap();
+    let mut other = RolloutBatch::default();
+    alone.collect(&mut policy, 4, ActMode::Sample, &mut other).unwrap();
+    for time in 0..4 {
+        for slot in 0..6 {
+            let prompt = &batch.observations[(time * 6 + slot) * width..][..width];
+            assert_eq!(prompt, &other.observations[(time * 2 + slot / 3) * width..][..width]);
+        }
+        let rows = batch.token_rows();
+        assert!(rows.row(time * 6) != rows.row(time * 6 + 1) && rows.row(time * 6) != rows.row(time * 6 + 2));
+    }
+    let metrics = engine.episodes().get(0).metrics.to_vec();
+    assert!((metrics[0] - engine.episodes().get(0).returns[0]).abs() < 1e-6);
+    for (n, group) in [(6, 4), (6, 0)] {
+        let message = VectorEnv::with_groups(envs(n), seeds, group).err().unwrap().to_string();
+        assert!(message.contains("multiple"), "{message}");
+    }
+}
+
+/// Says nothing at all.
+struct Silent;
+
+impl Policy for Silent {
+    fn reset(&mut self, _slot: usize) {}
+    fn act(&mut self, _: &ObservationBatch<'_>, _: &mut [Rng], _: ActMode, _: &mut ActionBatch<'_>) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_empty_completion_is_an_error_that_names_its_slot() {
+    let (mut engine, _) = engine(&EnvConfig::SalientCopy(Default::default()), 2, false, None);
+    let error = engine.collect(&mut Silent, 1, ActMode::Sample, &mut RolloutBatch::default()).unwrap_err();
+    assert!(error.to_string().contains("slot 0"), "{error}");
+}
+
+#[test]
+fn rows_that_hold_no_tokens_are_refused() {
+    let mut tokens = Vec::new();
+    for row in [&[] as &[f32], &[2.0, 1.0], &[1.5, 1.0, 1.0], &[1.0, -1.0], &[1.0, f32::NAN], &[f32::NAN, 0.0], &[1.0, 16_777_216.0]] {
+        assert!(read_tokens(row, &mut tokens).is_err(), "{row:?}");
+    }
+    read_tokens(&[2.0, 7.0, 16_777_215.0, 0.0], &mut tokens).unwrap();
+    assert_eq!(tokens, [7, 16_777_215]);
+    assert!(write_tokens("env", &[1, 2], &mut [0.0; 2]).is_err());
 }

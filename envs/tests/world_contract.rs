@@ -17,6 +17,25 @@ fn control_worlds_keep_the_contract() {
 }
 
 #[test]
+fn text_worlds_keep_the_contract() {
+    for name in ["topic_lexicon", "salient_copy", "shortcut_style"] {
+        check(serde_json::json!({ name: {} }));
+    }
+}
+
+#[test]
+fn perturbations_that_make_no_sense_for_text_are_refused() {
+    let env = || EnvConfig::TopicLexicon(Default::default()).build().expect("defaults are valid");
+    let noise = PerturbationConfig::ObservationNoise(ObservationNoiseConfig::default());
+    let malicious = PerturbationConfig::MaliciousAction(Default::default());
+    for perturbation in [noise, malicious] {
+        let message = Perturbed::new(env(), std::slice::from_ref(&perturbation)).err().expect("no meaning").to_string();
+        assert!(message.contains("`agents`") && message.contains("topic_lexicon"), "{message}");
+    }
+    check_environment(&|| Ok(Box::new(Perturbed::new(env(), &[])?))).expect("no perturbation changes nothing");
+}
+
+#[test]
 fn particle_worlds_keep_the_contract() {
     let sizes = [
         ("simple", serde_json::json!({})),
@@ -57,6 +76,12 @@ fn noisy_worlds_keep_the_contract() {
 fn every_listed_name_builds_and_answers_to_it() {
     for (name, description) in EnvConfig::LIST {
         let config: EnvConfig = serde_json::from_value(serde_json::json!({ *name: {} })).expect("an empty table is enough");
+        if *name == "prompts" {
+            // Prompts come from a file through a tokenizer.
+            let message = config.build().err().expect("there is no tokenizer").to_string();
+            assert!(message.contains("tokenizer"), "{message}");
+            continue;
+        }
         let env = config.build().expect("defaults are valid");
         assert_eq!((config.name(), env.spec().name.as_str()), (*name, *name));
         assert!(!description.is_empty());

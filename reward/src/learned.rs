@@ -81,6 +81,9 @@ impl LearnedReward {
     /// [`RewardError::Data`] if the model is for other actions; [`RewardError::Config`] if the shift is not finite or the
     /// scale not a finite number above 0.
     pub fn with_scale(model: MlpReward, action_space: &Space, shift: f64, scale: f64) -> Result<Self> {
+        if action_space.is_tokens() {
+            return Err(RewardError::Data("a reward model of segments cannot judge texts".to_string()));
+        }
         let (expected, got) = (model.spec().action, ActionKind::of(action_space));
         if expected != got {
             return Err(RewardError::Data(format!("the reward model was made for actions {expected:?}, the environment has {got:?}")));

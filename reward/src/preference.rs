@@ -40,14 +40,7 @@ pub struct SegmentPair {
     pub rejected: Segment,
 }
 
-/// One message of a conversation.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant`, `tool`.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
+pub use steadfast_envs::text::Message;
 
 /// A text, plain or as a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +58,15 @@ impl Default for Text {
 }
 
 impl Text {
+    /// The text as [`Encoder`](steadfast_agents::llm::Encoder) takes it.
+    #[cfg(feature = "llm")]
+    pub fn as_input(&self) -> steadfast_agents::llm::TextInput<'_> {
+        match self {
+            Self::Plain(text) => steadfast_agents::llm::TextInput::Plain(text),
+            Self::Conversation(messages) => steadfast_agents::llm::TextInput::Messages(messages),
+        }
+    }
+
     /// True if there is not a single character besides white space.
     pub fn is_blank(&self) -> bool {
         match self {
@@ -100,6 +102,8 @@ pub struct Preference<P> {
     pub annotator: Option<String>,
     /// What is known about the truth.
     pub truth: Truth,
+    /// Log-probabilities of chosen and rejected under a reference model, if the data has them.
+    pub reference_log_probs: Option<[f64; 2]>,
 }
 
 /// What is known about the truth of a label. No model sees it; it is for measuring and for oracle selection.
@@ -111,6 +115,28 @@ pub struct Truth {
     pub gold_chosen: Option<f64>,
     /// True value of the rejected one.
     pub gold_rejected: Option<f64>,
+}
+
+/// A single answer to a prompt, judged or not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextCompletion {
+    /// Identifier, unique within a data set.
+    pub id: String,
+    /// What it answers; blank if the completion is a whole text or conversation.
+    pub prompt: Text,
+    /// The answer.
+    pub completion: Text,
+    /// True if it is desirable, false if it is not, nothing if nobody judged.
+    pub label: Option<bool>,
+}
+
+/// A prompt that waits for answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextPrompt {
+    /// Identifier, unique within a data set.
+    pub id: String,
+    /// The prompt.
+    pub prompt: Text,
 }
 
 /// A preference between segments.

@@ -82,7 +82,7 @@ fn linear(spec: SegmentSpec, weights: &[f32], bias: f32) -> MlpReward {
 }
 
 fn transition<'a>(observation: &'a [f32], action_index: Option<u32>, action: &'a [f32]) -> Transition<'a> {
-    Transition { agent: 0, observation, action_index, action, next_observation: observation, reward: 100.0, terminated: false }
+    Transition { agent: 0, observation, action_index, action, tokens: &[], next_observation: observation, reward: 100.0, terminated: false }
 }
 
 #[test]

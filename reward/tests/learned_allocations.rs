@@ -59,6 +59,7 @@ fn a_learned_reward_allocates_nothing_per_step() {
             observation: &observation,
             action_index: index,
             action,
+            tokens: &[],
             next_observation: &observation,
             reward: 0.0,
             terminated: false,

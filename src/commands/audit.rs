@@ -4,14 +4,24 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
 
+#[cfg(feature = "llm")]
+use steadfast_agents::llm::{Device, EncodeConfig, Encoder};
+#[cfg(feature = "llm")]
+use steadfast_envs::SeedTree;
+#[cfg(feature = "llm")]
+use steadfast_reward::audit::TokenEncoder;
 use steadfast_reward::audit::{Audit, AuditConfig, audit_segments, audit_texts};
 use steadfast_reward::dataset::{Kind, PreferenceFile, ReadOptions, Row};
 use steadfast_reward::model::{HashedTextConfig, HashedTextReward, MlpRewardConfig};
+#[cfg(feature = "llm")]
+use steadfast_reward::model::{TransformerReward, TransformerRewardConfig};
 use steadfast_reward::{LossConfig, R3mConfig, RewardError, Segment, Text};
 use tracing::{info, warn};
 
 use super::{inline, print};
 use crate::cli::AuditArgs;
+#[cfg(feature = "llm")]
+use crate::experiment::language::model::LanguageModel;
 use crate::failure::{Failure, Result};
 use crate::run::audit::{Summary, create, write};
 use crate::terminal::PassLine;
@@ -27,9 +37,15 @@ pub fn run(arguments: &AuditArgs) -> Result<()> {
     let options = ReadOptions { skip_bad_rows: arguments.skip_bad_rows, ..Default::default() };
     let file = PreferenceFile::open(&arguments.file, &options).map_err(|e| failed(e, &arguments.file))?;
     let defaults = match file.kind() {
+        #[cfg(feature = "llm")]
+        Kind::Texts if arguments.model.is_some() => AuditConfig::tokens(),
         Kind::Texts => AuditConfig::texts(),
         Kind::Segments => AuditConfig::segments(),
+        Kind::Completions | Kind::Prompts => {
+            return Err(Failure::usage(format!("{} has no pairs", arguments.file.display()), "give a file with `chosen` and `rejected`"));
+        }
     };
+    let judge_of = Judge::of(arguments, &file)?;
     let config = AuditConfig {
         folds: usize::from(arguments.folds),
         epochs: arguments.epochs.map_or(defaults.epochs, |n| n as usize),
@@ -41,7 +57,7 @@ pub fn run(arguments: &AuditArgs) -> Result<()> {
     info!(file = %file.path().display(), kind = %file.kind(), loss = loss.name(), folds = config.folds, "auditing");
     let threads = arguments.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| Failure::caused("cannot start the threads", e))?;
-    let audit = pool.install(|| judge(&config, &file)).map_err(|e| {
+    let audit = pool.install(|| judge(&config, &file, &judge_of)).map_err(|e| {
         // Made above and still empty, unless it was there before.
         let _ = std::fs::remove_dir(&directory);
         failed(e, &arguments.file)
@@ -66,8 +82,42 @@ pub fn run(arguments: &AuditArgs) -> Result<()> {
     print(&answer)
 }
 
+/// Who judges texts.
+enum Judge {
+    /// A model of words, marks and length.
+    Words,
+    /// Transformers that start from a language model.
+    #[cfg(feature = "llm")]
+    Transformer(Box<LanguageModel>, EncodeConfig),
+}
+
+impl Judge {
+    #[cfg(feature = "llm")]
+    fn of(arguments: &AuditArgs, file: &PreferenceFile) -> Result<Self> {
+        let Some(path) = &arguments.model else { return Ok(Self::Words) };
+        if file.kind() != Kind::Texts {
+            return Err(Failure::usage("--model judges texts, but the file compares segments", "leave --model away"));
+        }
+        let model = LanguageModel::load(path, &Device::Cpu)?;
+        let most = model.decoder.config().max_positions;
+        let max_tokens = arguments.max_tokens.map_or(most, |n| n as usize);
+        if max_tokens > most {
+            return Err(Failure::usage(
+                format!("--max-tokens is {max_tokens}, but the model has {most} positions"),
+                "give at most that many",
+            ));
+        }
+        Ok(Self::Transformer(Box::new(model), EncodeConfig { max_tokens, ..EncodeConfig::default() }))
+    }
+
+    #[cfg(not(feature = "llm"))]
+    fn of(_arguments: &AuditArgs, _file: &PreferenceFile) -> Result<Self> {
+        Ok(Self::Words)
+    }
+}
+
 /// Runs the audit with the model for the kind of the pairs.
-fn judge(config: &AuditConfig, file: &PreferenceFile) -> Result<Audit, RewardError> {
+fn judge(config: &AuditConfig, file: &PreferenceFile, judge: &Judge) -> Result<Audit, RewardError> {
     // The passes of `filtered` come twice.
     let rounds = if matches!(config.loss, LossConfig::Filtered(_)) { 2 } else { 1 };
     match file.kind() {
@@ -81,7 +131,21 @@ fn judge(config: &AuditConfig, file: &PreferenceFile) -> Result<Audit, RewardErr
                 last = pass;
                 line.show(passes, rows);
             };
-            let audit = audit_texts(config, file, &model.features()?, &mut |_| HashedTextReward::new(&model), &mut show);
+            let audit = match judge {
+                Judge::Words => audit_texts(config, file, &model.features()?, &mut |_| HashedTextReward::new(&model), &mut show),
+                #[cfg(feature = "llm")]
+                Judge::Transformer(model, encode) => {
+                    let encoder = TokenEncoder::new(Encoder::new(&model.tokenizer, encode)?, model.decoder.config());
+                    let settings = TransformerRewardConfig::default();
+                    let mut build = |seed| TransformerReward::new(&model.decoder, &settings, SeedTree::new(seed));
+                    let audit = audit_texts(config, file, &encoder, &mut build, &mut show);
+                    let share = encoder.truncated_share();
+                    if share > 0.0 {
+                        warn!("{:.1} % of the texts lost their end at {} tokens", 100.0 * share, encode.max_tokens);
+                    }
+                    audit
+                }
+            };
             line.finish();
             audit
         }
@@ -95,6 +159,7 @@ fn judge(config: &AuditConfig, file: &PreferenceFile) -> Result<Audit, RewardErr
             };
             audit_segments(config, &MlpRewardConfig::default(), file, &show)
         }
+        Kind::Completions | Kind::Prompts => unreachable!("only files of pairs are audited"),
     }
 }
 
@@ -186,6 +251,8 @@ fn suspects(file: &PreferenceFile, audit: &Audit, ranking: &[usize]) -> Result<S
             *excerpt = match &row {
                 Row::Texts(p) => [&p.pair.chosen, &p.pair.rejected].map(excerpt_of),
                 Row::Segments(p) => [&p.pair.chosen, &p.pair.rejected].map(describe),
+                // Files are opened as files of pairs.
+                Row::Completion(_) | Row::Prompt(_) => continue,
             };
             missing -= 1;
             if missing == 0 {

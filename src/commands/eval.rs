@@ -7,7 +7,7 @@ use super::train::results_table;
 use super::{inline, print};
 use crate::cli::{EvalArgs, Law, Mode};
 use crate::config::validate;
-use crate::experiment::build;
+use crate::experiment::build::{self, Ground};
 use crate::experiment::evaluate::Evaluator;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::{self, Checkpoint};
@@ -17,7 +17,7 @@ use crate::run::results::{ResultsLog, Source};
 /// Evaluates the policy of a run.
 pub fn run(arguments: &EvalArgs) -> Result<()> {
     let run = RunDirectory::open(&arguments.run)?;
-    let mut config = run.config()?;
+    let mut config = run.online_config()?;
     let (perturbations, flags): (Vec<_>, Vec<_>) = perturbations(arguments)?.into_iter().unzip();
     if let Some(episodes) = arguments.episodes {
         config.eval.episodes = episodes;
@@ -37,10 +37,11 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
     };
     let checkpoint = find(&run, arguments.checkpoint)?;
     let step = checkpoint.progress.step;
-    let (row, episodes, spec) = build::thread_pool(&config)?.install(|| {
-        let mut evaluator = Evaluator::new(&config, &perturbations, config.eval.episodes, mode)?;
+    let (row, episodes, spec) = build::thread_pool(config.threads)?.install(|| {
+        let ground = Ground::of(&config)?;
+        let mut evaluator = Evaluator::new(&config, &ground, &perturbations, config.eval.episodes, mode)?;
         let spec = evaluator.spec().clone();
-        let mut learner = build::learner(&config, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let mut learner = build::learner(&config, &ground, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
         learner
             .load_state(&checkpoint.learner)
             .map_err(|e| Failure::caused(format!("the checkpoint of step {step} does not fit the configuration"), e))?;
@@ -68,7 +69,7 @@ fn flag_of(path: &[String], flags: &[&'static str]) -> String {
 }
 
 /// The checkpoint of a step, or the newest complete one.
-fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
+pub(super) fn find(run: &RunDirectory, step: Option<u64>) -> Result<Checkpoint> {
     let directory = run.checkpoints();
     if let Some(step) = step {
         let known = checkpoint::list(&directory);

@@ -2,7 +2,7 @@
 
 use steadfast_agents::{AgentConfig, RegularizerConfig};
 use steadfast_envs::{EnvConfig, PerturbationConfig};
-use steadfast_reward::{LossConfig, NoiseConfig};
+use steadfast_reward::{LogProbMarginConfig, LossConfig, NoiseConfig};
 
 use super::print;
 use crate::cli::{ListArgs, Listed};
@@ -17,6 +17,9 @@ pub fn run(arguments: &ListArgs) -> Result<()> {
         Listed::Perturbations => PerturbationConfig::LIST,
         Listed::Noise => NoiseConfig::LIST,
         Listed::Losses => LossConfig::LIST,
+        Listed::Margins => LogProbMarginConfig::LIST,
+        #[cfg(feature = "llm")]
+        Listed::Objectives => crate::config::language::ObjectiveConfig::LIST,
     };
     print(&described(list.iter().map(|(name, text)| (*name, *text))))
 }

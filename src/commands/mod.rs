@@ -3,10 +3,16 @@
 mod audit;
 mod config;
 mod eval;
+#[cfg(feature = "llm")]
+mod export;
+#[cfg(feature = "llm")]
+mod generate;
 mod list;
 mod plot;
 mod preferences;
 mod recipe;
+#[cfg(feature = "llm")]
+mod show_batch;
 mod sweep;
 mod train;
 
@@ -30,6 +36,12 @@ pub fn run(cli: Cli) -> Result<()> {
         Some(Command::Plot(arguments)) => plot::run(&arguments),
         Some(Command::Preferences(arguments)) => preferences::run(&arguments),
         Some(Command::Audit(arguments)) => audit::run(&arguments),
+        #[cfg(feature = "llm")]
+        Some(Command::Generate(arguments)) => generate::run(&arguments),
+        #[cfg(feature = "llm")]
+        Some(Command::Export(arguments)) => export::run(&arguments),
+        #[cfg(feature = "llm")]
+        Some(Command::ShowBatch(arguments)) => show_batch::run(&arguments),
         Some(Command::Recipe(command)) => recipe::run(&command),
         Some(Command::Config(command)) => config::run(&command),
         Some(Command::List(arguments)) => list::run(&arguments),

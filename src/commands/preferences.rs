@@ -38,7 +38,7 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     let mut runs = Vec::new();
     for path in &arguments.runs {
         let run = RunDirectory::open(path)?;
-        let config = run.config()?;
+        let config = run.online_config()?;
         runs.push((run, config));
     }
     let first = &runs[0].1;
@@ -61,7 +61,7 @@ pub fn run(arguments: &PreferencesArgs) -> Result<()> {
     }
     let n_segments = arguments.segments.unwrap_or(2 * arguments.pairs).max(2) as usize;
     let seeds = SeedTree::new(arguments.seed).child("preferences");
-    let collection = build::thread_pool(first)?.install(|| {
+    let collection = build::thread_pool(first.threads)?.install(|| {
         let mut all = CollectedSegments::default();
         for (i, policy) in policies.iter().enumerate() {
             // As even as it goes: the first policies give one more.
@@ -136,7 +136,8 @@ impl<'a> Acting<'a> {
     }
 
     fn learner(&self, spec: &steadfast_envs::EnvSpec) -> Result<Box<dyn Learner>> {
-        let mut learner = build::learner(self.config, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let mut learner =
+            build::learner(self.config, &build::Ground::default(), spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
         if let Some(step) = self.step {
             let path = self.checkpoints.join(checkpoint::name(step));
             let found = checkpoint::load(&path).map_err(|e| Failure::caused(format!("{} cannot be used", path.display()), e))?;

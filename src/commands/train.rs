@@ -8,7 +8,9 @@ use tracing::info;
 use super::plot::both_formats;
 use super::{print, split_arguments, table};
 use crate::cli::{PlotKind, TrainArgs};
-use crate::config::{ExperimentConfig, load};
+use crate::config::{Experiment, load};
+#[cfg(feature = "llm")]
+use crate::experiment::language::offline;
 use crate::experiment::online;
 use crate::failure::{Failure, Result};
 use crate::plot::table::RunData;
@@ -43,22 +45,43 @@ pub fn run(arguments: &TrainArgs) -> Result<()> {
     configs.iter().try_for_each(|config| fresh(config, None))
 }
 
-fn fresh(config: &ExperimentConfig, output: Option<&Path>) -> Result<()> {
+fn fresh(config: &Experiment, output: Option<&Path>) -> Result<()> {
     let (run, taken) = RunDirectory::create(config, output)?;
     if let Some(newest) = taken.last() {
         let advice = if newest.is_finished() { "" } else { ", which is not finished and can be continued with --resume" };
         info!("{} exists{advice}; this run goes to {}", newest.path().display(), run.path().display());
     }
-    info!(
-        run = %run.path().display(),
-        env = config.env.name(),
-        agent = config.agent.name(),
-        regularizer = config.regularizer.as_ref().map_or("none", |r| r.name()),
-        seed = config.seed,
-        "training"
-    );
-    let rows = online::train(&run, config, false)?;
-    conclude(&run, config, &rows)
+    match config {
+        Experiment::Online(c) => info!(
+            run = %run.path().display(),
+            env = c.env.name(),
+            agent = c.agent.name(),
+            regularizer = c.regularizer.as_ref().map_or("none", |r| r.name()),
+            seed = c.seed,
+            "training"
+        ),
+        #[cfg(feature = "llm")]
+        Experiment::Offline(c) => info!(
+            run = %run.path().display(),
+            data = c.data.name(),
+            objective = c.objective.name(),
+            model = c.model.name(),
+            seed = c.seed,
+            "training"
+        ),
+    }
+    train(&run, config, false)
+}
+
+fn train(run: &RunDirectory, config: &Experiment, resume: bool) -> Result<()> {
+    match config {
+        Experiment::Online(c) => {
+            let rows = online::train(run, c, resume)?;
+            conclude(run, !c.robustness.is_empty(), &rows)
+        }
+        #[cfg(feature = "llm")]
+        Experiment::Offline(c) => conclude_offline(run, offline::train(run, c, resume)?),
+    }
 }
 
 fn resume(path: &Path) -> Result<()> {
@@ -67,15 +90,14 @@ fn resume(path: &Path) -> Result<()> {
         return print(&format!("{} is finished, there is nothing to resume\n", path.display()));
     }
     let config = run.config()?;
-    let rows = online::train(&run, &config, true)?;
-    conclude(&run, &config, &rows)
+    train(&run, &config, true)
 }
 
 /// Pictures, the summary that marks the run as finished, and the table.
-fn conclude(run: &RunDirectory, config: &ExperimentConfig, rows: &[EvalRow]) -> Result<()> {
+fn conclude(run: &RunDirectory, has_robustness: bool, rows: &[EvalRow]) -> Result<()> {
     let data = [RunData::read(run.path())?];
     let mut pictures = both_formats(&[curve::panel(&data, DEFAULT_METRIC)?], run.path(), PlotKind::Learning, DEFAULT_METRIC)?;
-    if !config.robustness.is_empty() {
+    if has_robustness {
         let panels = robustness::panels(&data, DEFAULT_METRIC)?;
         pictures.extend(both_formats(&panels, run.path(), PlotKind::Robustness, DEFAULT_METRIC)?);
     }
@@ -93,6 +115,39 @@ fn conclude(run: &RunDirectory, config: &ExperimentConfig, rows: &[EvalRow]) -> 
     }
     let mut answer = results_table(rows);
     answer.push('\n');
+    for picture in pictures {
+        answer.push_str(&format!("{}\n", picture.display()));
+    }
+    print(&answer)
+}
+
+/// Pictures of what the run was about, the summary that marks it as finished, and the numbers of the last evaluation.
+#[cfg(feature = "llm")]
+fn conclude_offline(run: &RunDirectory, finished: offline::Finished) -> Result<()> {
+    let data = [RunData::read(run.path())?];
+    let known = finished.evaluation.iter().flat_map(|row| row.metrics.keys().map(String::as_str));
+    let known: BTreeSet<&str> = known.chain(data[0].metrics.iter().flat_map(|row| row.values.keys().map(String::as_str))).collect();
+    let mut pictures = Vec::new();
+    for metric in ["metric_gold_reward", "metric_true_accuracy", "metric_kl", "metric_loss", "train/loss"] {
+        if known.contains(metric) {
+            let name = metric.replace('/', "_");
+            pictures.extend(both_formats(&[curve::panel(&data, metric)?], run.path(), PlotKind::Learning, &name)?);
+        }
+    }
+    let mut summary = serde_json::json!({ "format_version": FORMAT_VERSION, "evaluations": finished.evaluation });
+    for (name, part) in finished.parts {
+        summary[name] = part;
+    }
+    let text = serde_json::to_string_pretty(&summary).map_err(|e| Failure::caused("cannot write summary.json", e))?;
+    write_whole(&run.file("summary.json"), format!("{text}\n").as_bytes())?;
+    let rows: Vec<Vec<String>> = finished
+        .evaluation
+        .iter()
+        .flat_map(|row| &row.metrics)
+        .map(|(name, value)| vec![name.trim_start_matches("metric_").to_string(), format!("{value:.4}")])
+        .collect();
+    let mut answer = table(&["last evaluation", "value"], &rows);
+    answer.push_str(&format!("\n{}\n", run.file(crate::run::model::MODEL).display()));
     for picture in pictures {
         answer.push_str(&format!("{}\n", picture.display()));
     }

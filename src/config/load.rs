@@ -3,22 +3,24 @@
 use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize as _;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table};
 
 use super::ExperimentConfig;
+#[cfg(feature = "llm")]
+use super::LanguageConfig;
+use super::experiment::{Experiment, Root};
 use super::overrides::Override;
 use super::report::{ConfigError, Problem, is_bare_choice};
 use super::source::{Kind, Source};
-use super::validate::{Misfit, files, validate};
+use super::validate::Misfit;
 use crate::failure::{Failure, Result};
 
 /// A configuration that passed every check.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The settings.
-    pub config: ExperimentConfig,
+    pub config: Experiment,
 }
 
 /// Reads the recipe or file called `name`, changes it by `overrides` and checks the result.
@@ -64,27 +66,41 @@ pub enum Mistake {
 ///
 /// # Errors
 /// The first [`Mistake`].
-pub fn resolve(name: &str, text: &str, overrides: &[String]) -> Result<ExperimentConfig, Mistake> {
-    resolve_with(name, text, overrides, &|config| validate(config).and_then(|()| files(config)))
+pub fn resolve(name: &str, text: &str, overrides: &[String]) -> Result<Experiment, Mistake> {
+    #[cfg(feature = "llm")]
+    if is_offline(text) {
+        return resolve_with::<LanguageConfig>(name, text, overrides, true);
+    }
+    resolve_with::<ExperimentConfig>(name, text, overrides, true)
+}
+
+/// True for the text of an experiment over given examples: it has a table that the other kind does not know. What is no TOML
+/// is reported by whoever reads it.
+#[cfg(feature = "llm")]
+fn is_offline(text: &str) -> bool {
+    let is_own = |key: &str| ["objective", "data", "trainer"].contains(&key);
+    DeTable::parse(text).is_ok_and(|table| table.get_ref().keys().any(|key| is_own(key.get_ref())))
 }
 
 /// The configuration of a run that was made before. The files that it names were read then and may be gone by now.
 ///
 /// # Errors
 /// As [`named`].
-pub fn stored(name: &str, text: &str) -> Result<ExperimentConfig> {
-    resolve_with(name, text, &[], &validate).map_err(|mistake| match mistake {
+pub fn stored(name: &str, text: &str) -> Result<Experiment> {
+    let resolve = || {
+        #[cfg(feature = "llm")]
+        if is_offline(text) {
+            return resolve_with::<LanguageConfig>(name, text, &[], false);
+        }
+        resolve_with::<ExperimentConfig>(name, text, &[], false)
+    };
+    resolve().map_err(|mistake| match mistake {
         Mistake::InFile(error) => Failure::Usage((*error).into()),
         Mistake::InChange { problem, .. } => Failure::run(problem.message),
     })
 }
 
-fn resolve_with(
-    name: &str,
-    text: &str,
-    overrides: &[String],
-    check: &dyn Fn(&ExperimentConfig) -> Result<(), Misfit>,
-) -> Result<ExperimentConfig, Mistake> {
+fn resolve_with<T: Root>(name: &str, text: &str, overrides: &[String], with_files: bool) -> Result<Experiment, Mistake> {
     let at_file = |error: toml::de::Error| {
         let mut problem = Problem::from_serde(error.message());
         if is_bare_choice(error.message())
@@ -96,27 +112,27 @@ fn resolve_with(
         }
         Mistake::InFile(Box::new(ConfigError::new(name, text, error.span(), problem)))
     };
-    let mut config: ExperimentConfig = toml::from_str(text).map_err(at_file)?;
+    let mut config: T = toml::from_str(text).map_err(at_file)?;
     let mut table: Table = text.parse().map_err(at_file)?;
     let mut parsed = Vec::new();
     for (index, argument) in overrides.iter().enumerate() {
         let at_argument = |span: Range<usize>, problem: Problem| Mistake::InChange { index, span, problem };
         let change = Override::parse(argument).map_err(|problem| at_argument(0..argument.len(), problem))?;
-        change.apply(&mut table).map_err(|(key, problem)| at_argument(change.key_span(key), problem))?;
-        config = match (ExperimentConfig::deserialize(table.clone()), change.with_whole_number()) {
+        change.apply(&mut table, T::schema()).map_err(|(key, problem)| at_argument(change.key_span(key), problem))?;
+        config = match (T::deserialize(table.clone()), change.with_whole_number()) {
             (Ok(config), _) => config,
             // `total_steps=1e6`: what the field does not take as a number with an exponent it may take as a whole one.
             (Err(error), whole) => whole
                 .and_then(|whole| {
-                    whole.apply(&mut table).ok()?;
-                    ExperimentConfig::deserialize(table.clone()).ok()
+                    whole.apply(&mut table, T::schema()).ok()?;
+                    T::deserialize(table.clone()).ok()
                 })
                 .ok_or_else(|| at_argument(change.value_span(), Problem::from_serde(error.message())))?,
         };
         parsed.push(change);
     }
-    match check(&config) {
-        Ok(()) => Ok(config),
+    match config.validate().and_then(|()| if with_files { config.files() } else { Ok(()) }) {
+        Ok(()) => Ok(config.into_experiment()),
         Err(misfit) => Err(locate(name, text, &parsed, misfit)),
     }
 }
@@ -176,6 +192,8 @@ fn span_in_value(value: &Spanned<DeValue<'_>>, path: &[String]) -> Option<Range<
 mod tests {
     use proptest::prelude::*;
 
+    use super::ExperimentConfig;
+
     fn message(text: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
         super::text("test.toml", text, &overrides).unwrap_err().render(false, 100)
@@ -215,6 +233,7 @@ mod tests {
     fn whole_numbers_may_have_an_exponent_in_arguments() {
         let changes = ["total_steps=1e6", "agent.ppo.learning_rate=1e0", "slots=4.0"].map(str::to_string);
         let config = super::text("test.toml", "", &changes).unwrap().config;
+        let config = config.online().unwrap();
         assert_eq!((config.total_steps, config.slots), (1_000_000, 4));
         for change in ["slots=1.5", "slots=-1e3", "slots=1e300"] {
             assert!(message("", &[change]).contains("a whole number"), "{change}");
@@ -225,7 +244,7 @@ mod tests {
     #[test]
     fn a_resolved_configuration_reads_back_equal() {
         let loaded = super::text("a", "", &["agent.ppo.learning_rate=0.00031".to_string(), "seed=12".to_string()]).unwrap();
-        let text = toml::to_string(&loaded.config).unwrap();
+        let text = crate::config::render::resolved(&loaded.config);
         assert_eq!(super::text("b", &text, &[]).unwrap().config, loaded.config);
     }
 
@@ -233,7 +252,7 @@ mod tests {
     #[test]
     fn extreme_numbers_are_accepted_or_refused_but_never_panic() {
         let (mut table, mut tried, mut refused) = (String::new(), 0, 0);
-        for line in crate::config::render::defaults().lines() {
+        for line in crate::config::render::defaults::<ExperimentConfig>().lines() {
             let line = line.trim_start_matches(['#', ' ']);
             if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
                 table = if name.starts_with('[') { String::new() } else { format!("{name}.") };

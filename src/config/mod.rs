@@ -1,5 +1,10 @@
 //! What an experiment is: one TOML file, or a recipe that comes with the program.
 
+pub mod experiment;
+#[cfg(feature = "llm")]
+pub mod language;
+#[cfg(feature = "llm")]
+pub mod language_check;
 pub mod load;
 pub mod overrides;
 pub mod recipe;
@@ -10,6 +15,9 @@ pub mod source;
 pub mod sweep;
 pub mod validate;
 
+pub use experiment::Experiment;
+#[cfg(feature = "llm")]
+pub use language::{LanguageConfig, ModelConfig};
 use serde::{Deserialize, Serialize};
 use steadfast_agents::{AgentConfig, RegularizerConfig};
 use steadfast_envs::{ActMode, EnvConfig, PerturbationConfig};
@@ -34,6 +42,16 @@ pub struct ExperimentConfig {
     pub env: EnvConfig,
     /// The learning algorithm, one of `[agent.NAME]`.
     pub agent: AgentConfig,
+    /// Where networks are computed: `cpu`; for language models also `cuda` or `cuda:N`.
+    pub device: String,
+    /// The language model that acts in worlds of text, one of `[model.NAME]`; absent in other worlds.
+    #[cfg(feature = "llm")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelConfig>,
+    /// A trained reward model in place of a text world's own reward; the world's own if absent.
+    #[cfg(feature = "llm")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_model: Option<RewardModelConfig>,
     /// A penalty that makes the policy robust, one of `[regularizer.NAME]`; none if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub regularizer: Option<RegularizerConfig>,
@@ -64,6 +82,11 @@ impl Default for ExperimentConfig {
             threads: 0,
             env: EnvConfig::SimpleSpread(Default::default()),
             agent: AgentConfig::Ppo(Default::default()),
+            device: "cpu".to_string(),
+            #[cfg(feature = "llm")]
+            model: None,
+            #[cfg(feature = "llm")]
+            reward_model: None,
             regularizer: None,
             reward: None,
             eval: EvalConfig::default(),
@@ -73,6 +96,16 @@ impl Default for ExperimentConfig {
             robustness: Vec::new(),
         }
     }
+}
+
+/// A reward model that was trained before.
+#[cfg(feature = "llm")]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RewardModelConfig {
+    /// Its folder, or a finished run with `[objective.reward_model]`, whose folder `model` is taken. It must read the tokens
+    /// that the policy writes.
+    pub path: std::path::PathBuf,
 }
 
 /// Evaluation during training.

@@ -57,12 +57,12 @@ impl Override {
         self.text.find('=').map_or(0, |i| i + 1)..self.text.len()
     }
 
-    /// Changes `table`.
+    /// Changes `table`, which is one of the kind `root`.
     ///
     /// # Errors
     /// The index of the key that does not fit, and what is wrong with it.
-    pub fn apply(&self, table: &mut Table) -> Result<(), (usize, Problem)> {
-        set_in_table(table, schema::root(), &self.path, 0, &self.value)
+    pub fn apply(&self, table: &mut Table, root: &TypeDoc) -> Result<(), (usize, Problem)> {
+        set_in_table(table, root, &self.path, 0, &self.value)
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
 
     fn changed(base: &str, text: &str) -> Result<Table, (usize, Problem)> {
         let mut table: Table = base.parse().unwrap();
-        Override::parse(text).unwrap().apply(&mut table)?;
+        Override::parse(text).unwrap().apply(&mut table, schema::of("ExperimentConfig"))?;
         Ok(table)
     }
 

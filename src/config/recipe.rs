@@ -30,8 +30,9 @@ mod tests {
         assert!(text(DEFAULT).is_some());
         for (name, text) in RECIPES {
             assert!(!description(text).is_empty(), "{name} does not begin with a comment");
-            let loaded = load::text(name, text, &[]).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-            assert_eq!(loaded.config.name, *name, "a recipe is named like its file");
+            // The files that a recipe names are made by other recipes.
+            let config = load::stored(name, text).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+            assert_eq!(config.name(), *name, "a recipe is named like its file");
         }
     }
 
@@ -43,6 +44,10 @@ mod tests {
             assert!(super::text(name).is_none(), "{name} is the name of two recipes");
             let sweep = sweep::read(name).unwrap_or_else(|e| panic!("{name}: {}", e.render(false, 100)));
             assert_eq!(sweep.config.name.get_ref(), name, "a recipe is named like its file");
+            if text.contains("base = \"topic-") {
+                // Cells look for the model that another recipe makes.
+                continue;
+            }
             let cells = sweep::cells(&sweep).unwrap_or_else(|e| panic!("{name}: {}", e.render(false, 100)));
             assert!(!cells.is_empty());
         }

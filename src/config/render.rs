@@ -1,28 +1,27 @@
 //! Configurations as text: the defaults with their documentation, and resolved ones.
 
-use serde::Deserialize as _;
 use toml::{Table, Value};
 
-use super::ExperimentConfig;
-use super::schema::{self, FieldDoc, Kind, TYPES, TypeDoc, Wrapper};
+use super::experiment::{Experiment, Root};
+use super::schema::{FieldDoc, Kind, TYPES, TypeDoc, Wrapper};
 
 /// A resolved configuration as TOML.
-pub fn resolved(config: &ExperimentConfig) -> String {
-    toml::to_string(config).expect("a configuration consists of tables, lists, numbers and strings within TOML's ranges")
+pub fn resolved(config: &Experiment) -> String {
+    toml::to_string(&config.to_table()).expect("a configuration consists of tables, lists, numbers and strings within TOML's ranges")
 }
 
 /// Every setting with its default and its documentation. Choices that are not the default are commented out.
-pub fn defaults() -> String {
+pub fn defaults<T: Root>() -> String {
     let mut out = String::from(
         "# Every setting of an experiment with its default value.\n\
          # Of several `[env.NAME]`, `[agent.NAME]` or `[regularizer.NAME]` only one can be active; the others are commented out.\n\n",
     );
-    let table = to_table(&ExperimentConfig::default());
-    Renderer { out: &mut out }.table(schema::root(), &mut Vec::new(), &table, false);
+    let table = to_table(&T::default());
+    Renderer { out: &mut out, sample: sample::<T> }.table(T::schema(), &mut Vec::new(), &table, false);
     out
 }
 
-fn to_table(config: &ExperimentConfig) -> Table {
+fn to_table<T: Root>(config: &T) -> Table {
     Table::try_from(config).expect("a configuration consists of tables, lists, numbers and strings within TOML's ranges")
 }
 
@@ -35,6 +34,7 @@ struct Step {
 
 struct Renderer<'a> {
     out: &'a mut String,
+    sample: fn(&[Step]) -> Table,
 }
 
 impl Renderer<'_> {
@@ -88,7 +88,7 @@ impl Renderer<'_> {
                     let value = values.get(field.name).and_then(Value::as_table).cloned();
                     let commented = commented || value.is_none();
                     self.line(commented, &header(path));
-                    self.table(inner, path, &value.unwrap_or_else(|| sample(path)), commented);
+                    self.table(inner, path, &value.unwrap_or_else(|| (self.sample)(path)), commented);
                 }
                 Kind::Choice(variants) => {
                     let active = values.get(field.name).and_then(Value::as_table);
@@ -105,7 +105,7 @@ impl Renderer<'_> {
                         path.push(Step { key: variant.name, is_list: false });
                         self.line(commented, &header(path));
                         if let Some(target) = variant.target {
-                            self.table(&TYPES[target], path, &value.unwrap_or_else(|| sample(path)), commented);
+                            self.table(&TYPES[target], path, &value.unwrap_or_else(|| (self.sample)(path)), commented);
                         }
                         path.pop();
                     }
@@ -122,13 +122,13 @@ fn header(path: &[Step]) -> String {
 }
 
 /// The defaults of a table that is not part of the default configuration.
-fn sample(path: &[Step]) -> Table {
+fn sample<T: Root>(path: &[Step]) -> Table {
     let nested = path.iter().rev().fold(Table::new(), |inner, step| {
         let value = if step.is_list { Value::Array(vec![Value::Table(inner)]) } else { Value::Table(inner) };
         Table::from_iter([(step.key.to_string(), value)])
     });
     // A list of choices cannot hold an empty element; the caller only asks for its variants.
-    let Ok(config) = ExperimentConfig::deserialize(nested) else { return Table::new() };
+    let Ok(config) = T::deserialize(nested) else { return Table::new() };
     let mut found = Value::Table(to_table(&config));
     for step in path {
         let inner = found.get(step.key).cloned().unwrap_or(Value::Table(Table::new()));
@@ -140,12 +140,16 @@ fn sample(path: &[Step]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load;
+    #[cfg(feature = "llm")]
+    use crate::config::LanguageConfig;
+    use crate::config::{ExperimentConfig, load};
 
     #[test]
     fn printed_defaults_are_the_defaults() {
-        let config = load::text("defaults", &defaults(), &[]).unwrap_or_else(|e| panic!("{}", e.render(false, 100))).config;
-        assert_eq!(config, ExperimentConfig::default());
+        let read = |text: &str| load::text("defaults", text, &[]).unwrap_or_else(|e| panic!("{}", e.render(false, 100))).config;
+        assert_eq!(read(&defaults::<ExperimentConfig>()), ExperimentConfig::default().into());
+        #[cfg(feature = "llm")]
+        assert_eq!(read(&defaults::<LanguageConfig>()), LanguageConfig::default().into_experiment());
     }
 
     /// Follows the schema and counts what must be printed.
@@ -158,8 +162,13 @@ mod tests {
 
     #[test]
     fn every_field_and_every_choice_is_printed() {
-        let text = defaults();
-        let root = TYPES.iter().position(|t| t.name == "ExperimentConfig").unwrap();
+        #[cfg(feature = "llm")]
+        every_field_is_in(&defaults::<LanguageConfig>(), "LanguageConfig");
+        every_field_is_in(&defaults::<ExperimentConfig>(), "ExperimentConfig");
+    }
+
+    fn every_field_is_in(text: &str, root: &str) {
+        let root = TYPES.iter().position(|t| t.name == root).unwrap();
         for name in fields(root) {
             let is_printed = text.lines().any(|l| {
                 let l = l.trim_start_matches(['#', ' ']);
@@ -175,7 +184,7 @@ mod tests {
 
     #[test]
     fn commented_alternatives_are_valid() {
-        let text = defaults();
+        let text = defaults::<ExperimentConfig>();
         let mut checked = 0;
         for (list, names) in [
             ("env", steadfast_envs::EnvConfig::LIST),
@@ -196,6 +205,13 @@ mod tests {
                         body.push_str(line);
                         body.push('\n');
                     }
+                }
+                match *name {
+                    // Its file and models are not part of the defaults.
+                    "prompts" => continue,
+                    "topic_lexicon" | "salient_copy" | "shortcut_style" => body.push_str("[agent.rloo]\n[model.fresh]\n"),
+                    "rloo" | "grpo" | "text_ppo" => body.push_str("[env.topic_lexicon]\n[model.fresh]\n"),
+                    _ => {}
                 }
                 load::text(&head, &body, &[]).unwrap_or_else(|e| panic!("{body}\n{}", e.render(false, 100)));
                 checked += 1;

@@ -61,9 +61,9 @@ pub struct VariantDoc {
 
 include!(concat!(env!("OUT_DIR"), "/schema.rs"));
 
-/// The description of [`super::ExperimentConfig`].
-pub fn root() -> &'static TypeDoc {
-    TYPES.iter().find(|t| t.name == "ExperimentConfig").expect("the build script reads src/config")
+/// The description of the type of this name, which must be one of `src/config`.
+pub fn of(name: &str) -> &'static TypeDoc {
+    TYPES.iter().find(|t| t.name == name).expect("the build script reads src/config")
 }
 
 /// The choices of a field's type, if it is a choice.
@@ -91,9 +91,10 @@ mod tests {
 
     #[test]
     fn every_reachable_field_is_documented() {
-        let root = TYPES.iter().position(|t| t.name == "ExperimentConfig").unwrap();
         let mut seen = Vec::new();
-        reachable(root, &mut seen);
+        for name in ["ExperimentConfig", "LanguageConfig"] {
+            reachable(TYPES.iter().position(|t| t.name == name).unwrap(), &mut seen);
+        }
         assert!(seen.len() > 8, "the walk must reach environments and agents");
         for index in seen {
             let TypeDoc { name, doc, kind } = &TYPES[index];

@@ -23,22 +23,22 @@ pub struct Misfit {
 }
 
 impl Misfit {
-    fn new(path: &str, expected: &str, got: impl std::fmt::Display) -> Self {
+    pub(super) fn new(path: &str, expected: &str, got: impl std::fmt::Display) -> Self {
         Self::at(path, Problem::new(format!("`{path}` must be {expected}, got {got}"), format!("must be {expected}")))
     }
 
-    fn at(path: &str, problem: Problem) -> Self {
+    pub(super) fn at(path: &str, problem: Problem) -> Self {
         Self { path: path.split('.').map(str::to_string).collect(), problem }
     }
 
-    fn from_env(path: &str, error: &EnvError) -> Self {
+    pub(super) fn from_env(path: &str, error: &EnvError) -> Self {
         match error {
             EnvError::Config { field, expected, got, .. } => Self::new(&format!("{path}.{field}"), expected, got),
             other => Self::whole(path, other),
         }
     }
 
-    fn from_agent(path: &str, error: &AgentError) -> Self {
+    pub(super) fn from_agent(path: &str, error: &AgentError) -> Self {
         match error {
             AgentError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
             AgentError::Env(error) => Self::from_env(path, error),
@@ -46,19 +46,19 @@ impl Misfit {
         }
     }
 
-    fn from_reward(path: &str, error: &RewardError) -> Self {
+    pub(super) fn from_reward(path: &str, error: &RewardError) -> Self {
         match error {
             RewardError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
             other => Self::whole(path, other),
         }
     }
 
-    fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
+    pub(super) fn whole(path: &str, error: &dyn std::fmt::Display) -> Self {
         Self::at(path, Problem::new(format!("`{path}`: {error}"), "does not fit"))
     }
 }
 
-const MAX_SEED: u64 = i64::MAX as u64;
+pub(super) const MAX_SEED: u64 = i64::MAX as u64;
 
 /// Checks ranges and that the parts fit each other.
 ///
@@ -66,22 +66,32 @@ const MAX_SEED: u64 = i64::MAX as u64;
 /// The first value that does not fit.
 pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     let c = config;
-    let is_plain = |name: &str| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && !name.starts_with('.');
-    check(!c.name.is_empty() && c.name.len() <= 100 && is_plain(&c.name), "name", "1 to 100 letters, digits, `.`, `_` or `-`", &c.name)?;
-    check(c.seed <= MAX_SEED, "seed", "at most 2^63 - 1", c.seed)?;
+    identity(&c.name, c.seed, c.threads)?;
     let least = u64::from(c.reward.is_none());
     let range = if c.reward.is_some() { "between 0 and 2^53" } else { "between 1 and 2^53" };
     check((least..=1 << 53).contains(&c.total_steps), "total_steps", range, c.total_steps)?;
     check((1..=65_536).contains(&c.slots), "slots", "between 1 and 65536", c.slots)?;
-    check(c.threads <= 1024, "threads", "between 0 and 1024", c.threads)?;
     check((2..=1_000_000).contains(&c.eval.episodes), "eval.episodes", "between 2 and 1000000", c.eval.episodes)?;
     check(c.eval.seed <= MAX_SEED, "eval.seed", "at most 2^63 - 1", c.eval.seed)?;
     check(c.checkpoint.keep >= 1, "checkpoint.keep", "at least 1", c.checkpoint.keep)?;
     check(c.log.every_updates >= 1, "log.every_updates", "at least 1", c.log.every_updates)?;
 
+    c.agent.validate().map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+    #[cfg(feature = "llm")]
+    let is_text = super::language_check::online(c)?;
+    #[cfg(not(feature = "llm"))]
+    let is_text = false;
+    check(is_text || c.device == "cpu", "device", "`cpu`, but for language models", format!("`{}`", c.device))?;
+    if let steadfast_envs::EnvConfig::Prompts(prompts) = &c.env {
+        // What depends on the tokenizer is checked when it is read.
+        let is_range = |n: usize| (1..=1 << 20).contains(&n);
+        check(is_range(prompts.max_prompt_tokens), "env.prompts.max_prompt_tokens", "between 1 and 1048576", prompts.max_prompt_tokens)?;
+        check(is_range(prompts.max_new_tokens), "env.prompts.max_new_tokens", "between 1 and 1048576", prompts.max_new_tokens)?;
+        check(c.perturb.is_empty(), "perturb", "absent in worlds of text", "some")?;
+        return check(c.robustness.is_empty(), "robustness", "absent in worlds of text", "some");
+    }
     let env = || c.env.build().map_err(|e| Misfit::from_env(&format!("env.{}", c.env.name()), &e));
     let spec = env()?.spec().clone();
-    c.agent.validate().map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
     if let Some(regularizer) = &c.regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent(&format!("regularizer.{}", regularizer.name()), &e))?;
     }
@@ -94,7 +104,11 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     }
     fits_memory(c, &spec)?;
     // Building the learner finds what depends on both, such as a central critic in a world without a global state.
-    build::learner(c, &spec).map(drop).map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+    if !is_text {
+        build::learner(c, &build::Ground::default(), &spec)
+            .map(drop)
+            .map_err(|e| Misfit::from_agent(&format!("agent.{}", c.agent.name()), &e))?;
+    }
     let fits = |place: String, perturbation: &PerturbationConfig| {
         let path = format!("{place}.{}", perturbation.name());
         perturbation.validate(&spec).map_err(|e| Misfit::from_env(&path, &e))?;
@@ -120,11 +134,21 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     Ok(())
 }
 
+/// Checks what every kind of experiment has.
+pub(super) fn identity(name: &str, seed: u64, threads: usize) -> Result<(), Misfit> {
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) && !name.starts_with('.');
+    check(!name.is_empty() && name.len() <= 100 && is_plain, "name", "1 to 100 letters, digits, `.`, `_` or `-`", name)?;
+    check(seed <= MAX_SEED, "seed", "at most 2^63 - 1", seed)?;
+    check(threads <= 1024, "threads", "between 0 and 1024", threads)
+}
+
 /// Checks the files that a valid configuration names, for a run that has still to read them.
 ///
 /// # Errors
 /// The first file that cannot be used.
 pub fn files(config: &ExperimentConfig) -> Result<(), Misfit> {
+    #[cfg(feature = "llm")]
+    super::language_check::online_files(config)?;
     let Some(path) = config.reward.as_ref().and_then(|reward| reward.file.as_ref()) else { return Ok(()) };
     let fits = || {
         let env = config.env.build().map_err(|e| e.to_string())?;
@@ -157,11 +181,13 @@ fn fits_file(path: &Path, segment: SegmentSpec) -> Result<(), String> {
 /// Most samples (one agent at one time) of a rollout.
 const MAX_SAMPLES: f64 = (1_u64 << 31) as f64;
 /// Most bytes that a rollout and the networks may need, by a rough estimate.
-const MAX_BYTES: f64 = 64.0 * GIB;
+pub(super) const MAX_BYTES: f64 = 64.0 * GIB;
 
 /// Refuses settings whose arrays would not fit, before anything is allocated.
 fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
-    let AgentConfig::Ppo(ppo) = &c.agent;
+    // Language models are measured when they are read.
+    #[allow(irrefutable_let_patterns, reason = "the only agent of a build without language models")]
+    let AgentConfig::Ppo(ppo) = &c.agent else { return Ok(()) };
     // In floating point, which cannot overflow here.
     let (slots, agents) = (c.slots as f64, spec.n_agents() as f64);
     let (observation, state) = (spec.observation_width() as f64, spec.state_dim as f64);
@@ -232,9 +258,9 @@ fn too_wide(path: &str, bytes: f64) -> Misfit {
 }
 
 /// Bytes in a GiB.
-const GIB: f64 = (1_u64 << 30) as f64;
+pub(super) const GIB: f64 = (1_u64 << 30) as f64;
 
-fn check(holds: bool, path: &str, expected: &str, got: impl std::fmt::Display) -> Result<(), Misfit> {
+pub(super) fn check(holds: bool, path: &str, expected: &str, got: impl std::fmt::Display) -> Result<(), Misfit> {
     if holds { Ok(()) } else { Err(Misfit::new(path, expected, got)) }
 }
 

@@ -3,7 +3,7 @@
 use steadfast_agents::Learner;
 use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, RolloutEngine, RolloutOptions, SeedTree};
 
-use super::build;
+use super::build::{self, Ground};
 use crate::config::ExperimentConfig;
 use crate::failure::{Failure, Result};
 use crate::run::results::{EvalRow, Setting, Source};
@@ -25,12 +25,22 @@ impl Evaluator {
     ///
     /// # Errors
     /// [`Failure::Run`] if the world cannot be built.
-    pub fn new(config: &ExperimentConfig, perturbations: &[PerturbationConfig], episodes: usize, mode: ActMode) -> Result<Self> {
+    pub fn new(
+        config: &ExperimentConfig,
+        ground: &Ground,
+        perturbations: &[PerturbationConfig],
+        episodes: usize,
+        mode: ActMode,
+    ) -> Result<Self> {
         let seeds = SeedTree::new(config.eval.seed).child("evaluation");
         let slots = config.slots.min(episodes).max(1);
-        let engine = build::worlds(config, slots, perturbations, seeds.child("environment"))
+        let mut engine = build::worlds(config, ground, slots, 1, perturbations, seeds.child("environment"))
             .and_then(|worlds| RolloutEngine::new(worlds, seeds.child("policy"), RolloutOptions::default()))
             .map_err(|e| Failure::caused("cannot build the worlds for evaluation", e))?;
+        if ground.prompts.is_some() {
+            // The world has no reward of its own.
+            build::set_reward_model(config, ground, &mut engine)?;
+        }
         Ok(Self { engine, perturbations: perturbations.to_vec(), episodes, mode, seed: config.eval.seed })
     }
 

@@ -2,6 +2,8 @@
 
 pub mod build;
 pub mod evaluate;
+#[cfg(feature = "llm")]
+pub mod language;
 pub mod online;
 pub mod reward;
 pub mod sweep;

@@ -6,11 +6,11 @@ use steadfast_agents::{Learner, StateDict};
 use steadfast_envs::{ActMode, RolloutBatch, RolloutEngine, SnapshotWriter};
 use tracing::{debug, info, warn};
 
-use super::build;
+use super::build::{self, Ground};
 use super::evaluate::Evaluator;
 use super::reward::RewardLearning;
 use super::window::EpisodeWindow;
-use crate::config::ExperimentConfig;
+use crate::config::{Experiment, ExperimentConfig};
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::{self, Checkpoint, Progress};
 use crate::run::directory::RunDirectory;
@@ -28,13 +28,14 @@ use crate::terminal::{ProgressLine, short};
 /// [`Failure::Run`] if anything fails on the way; the checkpoints so far stay.
 pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Result<Vec<EvalRow>> {
     let _lock = run.lock()?;
-    let pool = build::thread_pool(config)?;
+    let pool = build::thread_pool(config.threads)?;
+    let whole = Experiment::from(config.clone());
     if !resume {
-        run.initialise(config)?;
+        run.initialise(&whole)?;
     }
     pool.install(|| {
         let mut training = if resume { Training::resumed(run, config)? } else { Training::new(run, config)? };
-        note_start(run, Manifest::new(config, rayon::current_num_threads()), resume)?;
+        note_start(run, Manifest::new(&whole, rayon::current_num_threads()), resume)?;
         if !training.has_checkpoint {
             training.evaluate()?;
             training.save()?;
@@ -45,7 +46,7 @@ pub fn train(run: &RunDirectory, config: &ExperimentConfig, resume: bool) -> Res
 }
 
 /// Writes down which program works on the run, and says how to go on should it be stopped.
-fn note_start(run: &RunDirectory, manifest: Manifest, resume: bool) -> Result<()> {
+pub(super) fn note_start(run: &RunDirectory, manifest: Manifest, resume: bool) -> Result<()> {
     match Manifest::read(run) {
         Some(mut earlier) if resume => {
             let differences = earlier.resume(&manifest);
@@ -61,9 +62,48 @@ fn note_start(run: &RunDirectory, manifest: Manifest, resume: bool) -> Result<()
     Ok(())
 }
 
+/// The checkpoint to go on from; nothing if the run was stopped before its first. Then its beginnings, also those of the logs
+/// named `own` besides the common ones, are removed.
+pub(super) fn resumable(run: &RunDirectory, own: &[&str]) -> Result<Option<Checkpoint>> {
+    let (found, passed_over) = checkpoint::newest_with_logs(run.path(), &run.checkpoints());
+    for (step, error) in &passed_over {
+        warn!("checkpoint of step {step} cannot be used: {error}");
+    }
+    if found.is_some() {
+        return Ok(found);
+    }
+    if let Some((step, error)) = passed_over.into_iter().next() {
+        let message = format!("no checkpoint in {} can be continued, the newest is of step {step}", run.path().display());
+        let remedy = error.remedy().unwrap_or("restore the files from a copy");
+        let again = format!("start again with `steadfast train {} --output DIR`", run.file("config.toml").display());
+        return Err(Failure::caused_with_help(message, error, format!("{remedy}, or {again}")));
+    }
+    let logs = [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES];
+    for name in logs.iter().chain(own) {
+        let path = run.file(name);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Failure::file("remove", &path, e)),
+            _ => {}
+        }
+    }
+    info!("no checkpoint yet, starting at the beginning");
+    Ok(None)
+}
+
+/// Puts the lengths of logs into `progress`. The logs come first: a checkpoint must not know of lines that a power failure can
+/// still take away.
+pub(super) fn record<'a>(progress: &mut Progress, logs: impl IntoIterator<Item = (&'static str, &'a LogFile)>) -> Result<()> {
+    for (name, file) in logs {
+        file.sync()?;
+        progress.logs.insert(name.to_string(), file.len()?);
+    }
+    Ok(())
+}
+
 struct Training<'a> {
     run: &'a RunDirectory,
     config: &'a ExperimentConfig,
+    ground: Ground,
     engine: RolloutEngine,
     learner: Box<dyn Learner>,
     evaluator: Evaluator,
@@ -80,9 +120,10 @@ struct Training<'a> {
 
 impl<'a> Training<'a> {
     fn new(run: &'a RunDirectory, config: &'a ExperimentConfig) -> Result<Self> {
-        let evaluator = Evaluator::new(config, &[], config.eval.episodes, config.eval.mode)?;
-        let learner = build::learner(config, evaluator.spec()).map_err(|e| Failure::caused("cannot build the learner", e))?;
-        let engine = build::training_engine(config, learner.uses_state())?;
+        let ground = Ground::of(config)?;
+        let evaluator = Evaluator::new(config, &ground, &[], config.eval.episodes, config.eval.mode)?;
+        let learner = build::learner(config, &ground, evaluator.spec()).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let engine = build::training_engine(config, &ground, learner.as_ref())?;
         let reward = config.reward.as_ref().map(|reward| RewardLearning::new(run.path(), config, reward, engine.spec())).transpose()?;
         Ok(Self {
             metrics: MetricsLog::open(run.path(), config.log.tensorboard)?,
@@ -90,6 +131,7 @@ impl<'a> Training<'a> {
             window: EpisodeWindow::new(&engine.spec().episode_metrics),
             run,
             config,
+            ground,
             engine,
             learner,
             evaluator,
@@ -103,28 +145,9 @@ impl<'a> Training<'a> {
     }
 
     fn resumed(run: &'a RunDirectory, config: &'a ExperimentConfig) -> Result<Self> {
-        let (found, passed_over) = checkpoint::newest_with_logs(run.path(), &run.checkpoints());
-        for (step, error) in &passed_over {
-            warn!("checkpoint of step {step} cannot be used: {error}");
-        }
-        let Some(found) = found else {
-            if let Some((step, error)) = passed_over.into_iter().next() {
-                let message = format!("no checkpoint in {} can be continued, the newest is of step {step}", run.path().display());
-                let remedy = error.remedy().unwrap_or("restore the files from a copy");
-                let again = format!("start again with `steadfast train {} --output DIR`", run.file("config.toml").display());
-                return Err(Failure::caused_with_help(message, error, format!("{remedy}, or {again}")));
-            }
-            // The run was stopped before its first checkpoint, so the beginning is its newest state.
-            let logs = [metrics::METRICS, metrics::TIMING, metrics::EVENTS, results::EVAL, results::EPISODES];
-            for name in logs.into_iter().chain([reward::STAGES, reward::EPOCHS, reward::PAIRS, reward::TEST_PAIRS]) {
-                let path = run.file(name);
-                match std::fs::remove_file(&path) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Failure::file("remove", &path, e)),
-                    _ => {}
-                }
-            }
-            info!("no checkpoint yet, starting at the beginning");
-            run.initialise(config)?;
+        let logs = [reward::STAGES, reward::EPOCHS, reward::PAIRS, reward::TEST_PAIRS];
+        let Some(found) = resumable(run, &logs)? else {
+            run.initialise(&config.clone().into())?;
             return Self::new(run, config);
         };
         let mut training = Self::new(run, config)?;
@@ -165,7 +188,7 @@ impl<'a> Training<'a> {
 
     fn run(&mut self) -> Result<()> {
         let total = self.config.total_steps;
-        let mut line = ProgressLine::new(total, self.step);
+        let mut line = ProgressLine::new(total, self.step, "return (agent mean)");
         let mut interval = (Instant::now(), self.step);
         if total == 0 {
             self.learn_reward()?;
@@ -276,23 +299,11 @@ impl<'a> Training<'a> {
         let mut engine = StateDict::default();
         engine.put_u64("engine", &words.into_words());
         self.window.save(&mut engine);
-        // The logs first: a checkpoint must not know of lines that a power failure can still take away.
         let mut progress = Progress { step: self.step, update: self.update, ..Default::default() };
-        let mut record = |name: &str, file: &LogFile| {
-            file.sync()?;
-            progress.logs.insert(name.to_string(), file.len()?);
-            Ok(())
-        };
-        for (name, file) in self.metrics.files() {
-            record(name, file)?;
-        }
-        for (name, file) in self.results.files() {
-            record(name, file)?;
-        }
+        record(&mut progress, self.metrics.files().into_iter().map(|(name, file)| (name, &*file)))?;
+        record(&mut progress, self.results.files())?;
         if let Some(reward) = &mut self.reward {
-            for (name, file) in reward.files() {
-                record(name, file)?;
-            }
+            record(&mut progress, reward.files().map(|(name, file)| (name, &*file)))?;
         }
         let reward = self.reward.as_ref().map(RewardLearning::state);
         let checkpoint = Checkpoint { progress, learner: self.learner.state(), engine, reward };
@@ -302,18 +313,22 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    /// Robustness sweeps with the final policy.
+    /// Robustness sweeps with the final policy, and the folder with the language model.
     fn finish(&mut self) -> Result<Vec<EvalRow>> {
         let mut rows: Vec<EvalRow> = self.nominal.clone().into_iter().collect();
         for sweep in &self.config.robustness {
             for &level in &sweep.levels {
                 let perturbation = sweep.axis.with_level(level);
-                let mut evaluator = Evaluator::new(self.config, &[perturbation], sweep.episodes, self.config.eval.mode)?;
+                let mut evaluator = Evaluator::new(self.config, &self.ground, &[perturbation], sweep.episodes, self.config.eval.mode)?;
                 let (row, episodes) = evaluator.run(self.learner.as_mut(), Source::Final, self.step)?;
                 self.results.write(&row, &episodes)?;
                 info!(perturbation = row.perturbation, level, return_agent_mean = short(row.return_agent_mean), "evaluated");
                 rows.push(row);
             }
+        }
+        #[cfg(feature = "llm")]
+        if let (Some(model), Some(decoder)) = (&self.ground.model, self.learner.decoder()) {
+            super::language::model::save(self.run, decoder, &model.tokenizer, None)?;
         }
         Ok(rows)
     }

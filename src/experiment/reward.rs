@@ -275,7 +275,8 @@ pub fn collect(
 ) -> Result<CollectedSegments> {
     let seeds = seeds.child("collect");
     let cannot = |e| Failure::caused("cannot build the worlds for segments", e);
-    let worlds = build::worlds(config, config.slots, &config.perturb, seeds.child("environment")).map_err(cannot)?;
+    let worlds =
+        build::worlds(config, &build::Ground::default(), config.slots, 1, &config.perturb, seeds.child("environment")).map_err(cannot)?;
     let mut engine = RolloutEngine::new(worlds, seeds.child("policy"), RolloutOptions::default()).map_err(cannot)?;
     collect_segments(&mut engine, learner.policy(), policy_name, n, steps, ActMode::Sample, seeds.child("phase")).map_err(failed)
 }
@@ -315,7 +316,7 @@ pub fn read_segments(path: &Path, options: &ReadOptions) -> Result<Vec<SegmentPr
     let report = file.scan(|line, row| {
         match row {
             Row::Segments(preference) => pairs.push(preference),
-            Row::Texts(_) => texts = texts.or(Some(line)),
+            Row::Texts(_) | Row::Completion(_) | Row::Prompt(_) => texts = texts.or(Some(line)),
         }
         Ok(())
     });

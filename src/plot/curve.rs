@@ -51,7 +51,7 @@ pub fn panel(runs: &[RunData], metric: &str) -> Result<Panel> {
     Ok(Panel {
         title: format!("Learning curve: {}", environments(runs)),
         note: note.to_string(),
-        x_label: "environment steps, all slots together".to_string(),
+        x_label: runs.first().map_or("steps", |run| run.config.step_unit()).to_string(),
         y_label: column.map_or_else(|| metric.to_string(), |column| column.label),
         series,
     })

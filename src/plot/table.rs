@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use toml::{Table, Value};
 use tracing::warn;
 
-use crate::config::ExperimentConfig;
+use crate::config::Experiment;
 use crate::failure::{Failure, Result};
 use crate::run::directory::RunDirectory;
 use crate::run::manifest::Manifest;
@@ -20,7 +20,7 @@ pub struct RunData {
     /// Run directory.
     pub path: PathBuf,
     /// Resolved settings.
-    pub config: ExperimentConfig,
+    pub config: Experiment,
     /// When it was started: seconds since 1970 by the manifest, then the time of its configuration file.
     pub started: (u64, SystemTime),
     /// Lines of `eval.csv`.
@@ -66,15 +66,15 @@ impl RunData {
                 runs.push(Self::read(path)?);
             }
         }
-        if let Some(other) = runs.iter().find(|r| r.config.env.name() != runs[0].config.env.name()) {
+        if let Some(other) = runs.iter().find(|r| r.config.subject() != runs[0].config.subject()) {
             let first = &runs[0];
             return Err(Failure::usage(
                 format!(
                     "{} is a run of `{}`, but {} is one of `{}`",
                     first.path.display(),
-                    first.config.env.name(),
+                    first.config.subject(),
                     other.path.display(),
-                    other.config.env.name()
+                    other.config.subject()
                 ),
                 "draw one picture per environment",
             ));
@@ -96,7 +96,7 @@ fn newest_of_each_seed(runs: Vec<RunData>) -> Vec<RunData> {
     let mut kept: Vec<RunData> = Vec::new();
     for run in runs {
         let is_same = |other: &RunData| {
-            let identity = |r: &RunData| (r.config.name.clone(), r.config.seed, settings(&r.config));
+            let identity = |r: &RunData| (r.config.name().to_string(), r.config.seed(), settings(&r.config));
             identity(other) == identity(&run)
         };
         match kept.iter().position(is_same) {
@@ -120,9 +120,9 @@ pub fn groups(runs: &[RunData]) -> Vec<Group<'_>> {
     let mut found: Vec<(&str, Table, Vec<&RunData>)> = Vec::new();
     for run in runs {
         let settings = settings(&run.config);
-        match found.iter_mut().find(|(name, s, _)| *name == run.config.name && *s == settings) {
+        match found.iter_mut().find(|(name, s, _)| *name == run.config.name() && *s == settings) {
             Some((.., members)) => members.push(run),
-            None => found.push((&run.config.name, settings, vec![run])),
+            None => found.push((run.config.name(), settings, vec![run])),
         }
     }
     let labels: Vec<String> = found
@@ -148,8 +148,8 @@ pub fn groups(runs: &[RunData]) -> Vec<Group<'_>> {
 }
 
 /// Settings that make an experiment what it is: all but its name, its seed, and what changes no numbers.
-fn settings(config: &ExperimentConfig) -> Table {
-    let mut table = Table::try_from(config).expect("a configuration consists of tables, lists, numbers and strings within TOML's ranges");
+fn settings(config: &Experiment) -> Table {
+    let mut table = config.to_table();
     for key in ["name", "seed", "threads", "checkpoint", "log"] {
         table.remove(key);
     }
@@ -182,7 +182,7 @@ fn compare(tables: &[Option<&Table>], key: &str, out: &mut Vec<(String, Vec<Stri
 
 /// The environments of the runs, for titles.
 pub fn environments(runs: &[RunData]) -> String {
-    let names: BTreeSet<&str> = runs.iter().map(|r| r.config.env.name()).collect();
+    let names: BTreeSet<&str> = runs.iter().map(|r| r.config.subject()).collect();
     names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
@@ -241,7 +241,7 @@ pub const FIXED: [&str; 4] = ["return_agent_mean", "return_team_sum", "length", 
 pub fn example(name: &str, seed: u64) -> RunData {
     RunData {
         path: PathBuf::from(format!("runs/{name}-seed{seed}")),
-        config: ExperimentConfig { name: name.to_string(), seed, ..Default::default() },
+        config: crate::config::ExperimentConfig { name: name.to_string(), seed, ..Default::default() }.into(),
         started: (0, SystemTime::UNIX_EPOCH),
         evaluations: Vec::new(),
         metrics: Vec::new(),
@@ -250,17 +250,21 @@ pub fn example(name: &str, seed: u64) -> RunData {
 
 #[cfg(test)]
 mod tests {
+    use steadfast_agents::algorithms::ppo::PpoConfig;
     use steadfast_agents::{AgentConfig, RegularizerConfig};
 
     use super::*;
+    use crate::config::ExperimentConfig;
 
     #[test]
     fn experiments_of_one_name_are_told_apart() {
+        let config = |run: &RunData| run.config.clone().online().unwrap();
         let mut robust = example("a", 0);
-        robust.config.regularizer = Some(RegularizerConfig::Lipschitz(Default::default()));
+        let regularizer = Some(RegularizerConfig::Lipschitz(Default::default()));
+        robust.config = ExperimentConfig { regularizer: regularizer.clone(), ..config(&robust) }.into();
         let mut fast = example("a", 1);
-        let AgentConfig::Ppo(ppo) = &mut fast.config.agent;
-        ppo.learning_rate = 0.5;
+        let ppo = PpoConfig { learning_rate: 0.5, ..Default::default() };
+        fast.config = ExperimentConfig { agent: AgentConfig::Ppo(ppo), ..config(&fast) }.into();
         let runs = [example("a", 0), robust.clone(), example("a", 1), example("b", 0)];
         let found = groups(&runs);
         let labels: Vec<&str> = found.iter().map(|g| g.label.as_str()).collect();
@@ -268,8 +272,7 @@ mod tests {
         assert_eq!(found[0].members.len(), 2);
         let runs = [example("a", 0), fast.clone()];
         assert_eq!(groups(&runs)[1].label, "a, learning_rate=0.5");
-        fast.config.total_steps = 17;
-        fast.config.regularizer = robust.config.regularizer;
+        fast.config = ExperimentConfig { total_steps: 17, regularizer, ..config(&fast) }.into();
         let runs = [example("a", 0), fast];
         assert_eq!(groups(&runs)[1].label, "a (2)");
     }
@@ -279,9 +282,9 @@ mod tests {
         let mut runs = vec![example("a", 0), example("a", 0), example("a", 0), example("a", 1), example("b", 0)];
         runs[1].started.0 = 20;
         runs[2].started.0 = 10;
-        runs[2].config.threads = 3;
+        runs[2].config = ExperimentConfig { threads: 3, ..runs[2].config.clone().online().unwrap() }.into();
         let kept = newest_of_each_seed(runs);
-        let found: Vec<_> = kept.iter().map(|r| (r.config.name.as_str(), r.config.seed, r.started.0)).collect();
+        let found: Vec<_> = kept.iter().map(|r| (r.config.name(), r.config.seed(), r.started.0)).collect();
         assert_eq!(found, [("a", 0, 20), ("a", 1, 0), ("b", 0, 0)]);
         assert_eq!(groups(&kept).len(), 2);
     }

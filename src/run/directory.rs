@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::log::write_whole;
-use crate::config::{ExperimentConfig, load, render};
+use crate::config::{Experiment, ExperimentConfig, load, render};
 use crate::failure::{Failure, Result};
 
 /// A run directory.
@@ -25,7 +25,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// [`Failure::Usage`] if `output` exists and is not empty, or if the directory cannot be created.
-    pub fn create(config: &ExperimentConfig, output: Option<&Path>) -> Result<(Self, Vec<Self>)> {
+    pub fn create(config: &Experiment, output: Option<&Path>) -> Result<(Self, Vec<Self>)> {
         if let Some(path) = output {
             let is_taken = path.exists() && fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some());
             if is_taken {
@@ -41,7 +41,7 @@ impl RunDirectory {
         }
         let parent = Path::new("runs");
         fs::create_dir_all(parent).map_err(|e| cannot_create(parent, &e))?;
-        let base = format!("{}-seed{}", config.name, config.seed);
+        let base = format!("{}-seed{}", config.name(), config.seed());
         let mut taken = Vec::new();
         for number in 1_u64.. {
             let path = parent.join(if number == 1 { base.clone() } else { format!("{base}-{number}") });
@@ -109,7 +109,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// [`Failure::Run`] naming the file.
-    pub fn initialise(&self, config: &ExperimentConfig) -> Result<()> {
+    pub fn initialise(&self, config: &Experiment) -> Result<()> {
         for inner in ["checkpoints", "plots", "tensorboard"] {
             let path = self.path.join(inner);
             fs::create_dir_all(&path).map_err(|e| Failure::file("create", &path, e))?;
@@ -121,11 +121,22 @@ impl RunDirectory {
     ///
     /// # Errors
     /// [`Failure::Usage`] if it cannot be read or no longer passes the checks.
-    pub fn config(&self) -> Result<ExperimentConfig> {
+    pub fn config(&self) -> Result<Experiment> {
         let path = self.file("config.toml");
         let text = fs::read_to_string(&path)
             .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display()), "give a run directory"))?;
         load::stored(&path.display().to_string(), &text)
+    }
+
+    /// The resolved configuration of a run whose policy collected what it learned from.
+    ///
+    /// # Errors
+    /// As [`RunDirectory::config`]; [`Failure::Usage`] for other kinds of runs.
+    pub fn online_config(&self) -> Result<ExperimentConfig> {
+        self.config()?.online().ok_or_else(|| {
+            let message = format!("{} is a run over given examples, without a world to act in", self.path.display());
+            Failure::usage(message, "its evaluations are in eval.csv; `steadfast generate` lets its model speak")
+        })
     }
 
     /// Takes the right to write.
@@ -176,7 +187,7 @@ mod tests {
     #[test]
     fn output_must_be_free() {
         let directory = tempfile::tempdir().unwrap();
-        let config = ExperimentConfig::default();
+        let config = Experiment::from(ExperimentConfig::default());
         let target = directory.path().join("run");
         let (run, _) = RunDirectory::create(&config, Some(&target)).unwrap();
         run.initialise(&config).unwrap();

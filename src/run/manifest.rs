@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::FORMAT_VERSION;
 use super::directory::RunDirectory;
 use super::log::write_whole;
-use crate::config::ExperimentConfig;
+use crate::config::Experiment;
 use crate::failure::Result;
 
 /// Name of the file.
@@ -58,7 +58,7 @@ pub struct Resumption {
 
 impl Manifest {
     /// The manifest of a run that starts now.
-    pub fn new(config: &ExperimentConfig, threads: usize) -> Self {
+    pub fn new(config: &Experiment, threads: usize) -> Self {
         let features = [
             ("llm", cfg!(feature = "llm")),
             ("cuda", cfg!(feature = "cuda")),
@@ -72,8 +72,8 @@ impl Manifest {
             commit: env!("STEADFAST_COMMIT").to_string(),
             features: features.iter().filter(|(_, on)| *on).map(|(name, _)| (*name).to_string()).collect(),
             is_release: !cfg!(debug_assertions),
-            seed: config.seed,
-            device: "cpu".to_string(),
+            seed: config.seed(),
+            device: config.device().to_string(),
             instruction_sets: instruction_sets(),
             threads,
             platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
@@ -147,10 +147,11 @@ fn instruction_sets() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ExperimentConfig;
 
     #[test]
     fn a_resumption_is_compared_with_the_last_writer() {
-        let mut manifest = Manifest::new(&ExperimentConfig::default(), 1);
+        let mut manifest = Manifest::new(&ExperimentConfig::default().into(), 1);
         let same = manifest.clone();
         assert!(manifest.resume(&same).is_empty());
         let other = Manifest { commit: "abc".to_string(), ..same.clone() };

@@ -23,6 +23,8 @@ pub mod directory;
 pub mod log;
 pub mod manifest;
 pub mod metrics;
+#[cfg(feature = "llm")]
+pub mod model;
 pub mod results;
 pub mod reward;
 pub mod tensorboard;

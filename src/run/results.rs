@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig};
+use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, Space};
 
 use super::log::LogFile;
 use crate::failure::{Failure, Result};
@@ -127,7 +127,12 @@ impl EvalRow {
             perturbation,
             level,
             settings,
-            actions: if spec.has_discrete_actions() { "discrete" } else { "continuous" }.to_string(),
+            actions: match spec.agents.first().map(|agent| &agent.action) {
+                Some(Space::Discrete { .. }) => "discrete",
+                Some(Space::Tokens { .. }) => "tokens",
+                _ => "continuous",
+            }
+            .to_string(),
             mode: setting.mode,
             seed: setting.seed,
             episodes: episodes.len(),
@@ -203,7 +208,14 @@ impl ResultsLog {
     /// # Errors
     /// [`Failure::Run`] naming the file.
     pub fn open(run: &Path, spec: &EnvSpec) -> Result<Self> {
-        let metrics: Vec<String> = metric_columns(spec).collect();
+        Self::open_with(run, metric_columns(spec).collect())
+    }
+
+    /// As [`ResultsLog::open`], with these columns `metric_NAME` for new tables.
+    ///
+    /// # Errors
+    /// As [`ResultsLog::open`].
+    pub fn open_with(run: &Path, metrics: Vec<String>) -> Result<Self> {
         let columns = |fixed: &[&str]| fixed.iter().map(ToString::to_string).chain(metrics.clone()).collect();
         Ok(Self {
             eval: Table::open(&run.join(EVAL), columns(&EVAL_COLUMNS))?,

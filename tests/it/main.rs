@@ -4,6 +4,8 @@
 mod audit;
 mod command;
 mod errors;
+#[cfg(feature = "llm")]
+mod language;
 mod output;
 mod resume;
 mod reward;

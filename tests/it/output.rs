@@ -21,6 +21,23 @@ fn help_texts() {
     }
 }
 
+#[cfg(feature = "llm")]
+#[test]
+fn help_texts_of_language_models() {
+    let place = Place::new();
+    for command in ["generate", "export", "show-batch"] {
+        let name = format!("help_{}", command.replace('-', "_"));
+        insta::assert_snapshot!(name, place.succeed(&[command, "--help"]).out);
+    }
+    for what in ["objectives", "margins"] {
+        insta::assert_snapshot!(format!("list_{what}"), place.succeed(&["list", what]).out);
+    }
+    let text = place.succeed(&["config", "defaults", "--language"]).out;
+    insta::assert_snapshot!("config_defaults_language", text);
+    place.write("defaults.toml", &text);
+    assert_eq!(place.succeed(&["config", "check", "defaults.toml"]).out, "defaults.toml: ok\n");
+}
+
 #[test]
 fn lists() {
     let place = Place::new();

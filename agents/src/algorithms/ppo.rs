@@ -641,6 +641,7 @@ impl Policy for Ppo {
                     let chosen = ActionRows { indices: &[], vectors: &group.act_vectors };
                     head.evaluate(&group.act_outputs, rows, chosen, &mut group.act_evaluation);
                 }
+                ActionsMut::Tokens(_) => return Err(EnvError::Policy("this policy does not write texts".to_string())),
             }
             for row in 0..rows {
                 let place = row / members * n_agents + group.agents[row % members];
@@ -653,6 +654,7 @@ impl Policy for Ppo {
                         action[..width].copy_from_slice(&group.act_vectors[row * width..(row + 1) * width]);
                         action[width..].fill(0.0);
                     }
+                    ActionsMut::Tokens(_) => {}
                 }
             }
         }

@@ -8,7 +8,7 @@ mod activation;
 mod dfdx_node;
 pub mod distribution;
 mod init;
-mod kernel;
+pub(crate) mod kernel;
 mod mlp;
 mod normalizer;
 mod optimizer;

@@ -64,7 +64,7 @@ fn fetch(lookup: TensorLookup<'_>, name: &str, expected: &[usize]) -> Result<Vec
     if shape != expected {
         return Err(error(format!("expected shape {expected:?}, found {shape:?}")));
     }
-    if data.len() != expected.iter().product() {
+    if data.len() != expected.iter().product::<usize>() {
         return Err(error(format!("shape {expected:?} needs {} elements, found {}", expected.iter().product::<usize>(), data.len())));
     }
     Ok(data)

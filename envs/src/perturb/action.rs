@@ -46,6 +46,8 @@ impl MaliciousActionConfig {
         // Neither a random action nor a lower corner exists in an unbounded space.
         let is_bounded = |space: &Space| match space {
             Space::Discrete { .. } => true,
+            // What a random completion is depends on the language, and text is never what an agent fails at by chance.
+            Space::Tokens { .. } => false,
             Space::Box { low, high } => low.iter().chain(high).all(|v| v.is_finite()),
         };
         let agents = select_agents("malicious_action", &self.agents, spec)?;
@@ -55,7 +57,12 @@ impl MaliciousActionConfig {
                 env: "malicious_action".to_string(),
                 field: "agents",
                 expected: "agents with bounded actions".to_string(),
-                got: format!("the unbounded actions of `{}` in `{}`", spec.agents[i].name, spec.name),
+                got: match spec.agents[i].action {
+                    Space::Tokens { .. } => {
+                        format!("the completions of `{}` in `{}`, which cannot be replaced", spec.agents[i].name, spec.name)
+                    }
+                    _ => format!("the unbounded actions of `{}` in `{}`", spec.agents[i].name, spec.name),
+                },
             }),
         }
     }
@@ -94,6 +101,8 @@ impl MaliciousAction {
                         discrete[*agent] = if self.behaviour == Behaviour::Random { random } else { 0 };
                     }
                 }
+                // Refused by `validate`.
+                Space::Tokens { .. } => {}
                 Space::Box { low, high } => {
                     for (i, (&l, &h)) in low.iter().zip(high).enumerate() {
                         let random = l + (h - l) * rng.unit_f32();
@@ -112,5 +121,6 @@ pub(super) fn copy_actions(actions: Actions<'_>, discrete: &mut [u32], continuou
     match actions {
         Actions::Discrete(a) => discrete.copy_from_slice(a),
         Actions::Continuous(a) => continuous.copy_from_slice(a),
+        Actions::Tokens(_) => {}
     }
 }

@@ -50,7 +50,16 @@ impl ObservationNoiseConfig {
         if self.scale.len() > spec.observation_width() {
             return fail("scale", format!("at most {} numbers", spec.observation_width()), self.scale.len().to_string());
         }
-        select_agents("observation_noise", &self.agents, spec).map(drop)
+        let agents = select_agents("observation_noise", &self.agents, spec)?;
+        // A token id plus 0.1 is no token.
+        match agents.into_iter().find(|&i| spec.agents[i].observation.is_tokens()) {
+            None => Ok(()),
+            Some(i) => fail(
+                "agents",
+                "agents that observe numbers".to_string(),
+                format!("the text that `{}` reads in `{}`", spec.agents[i].name, spec.name),
+            ),
+        }
     }
 }
 

@@ -53,7 +53,8 @@ impl Perturbed {
             signals.push((signal, Rng::from_seed(0)));
         }
         let (agents, width) = (spec.n_agents(), spec.action_width());
-        let (discrete, continuous) = if spec.has_discrete_actions() { (agents, 0) } else { (0, agents * width) };
+        let discrete = if spec.has_discrete_actions() { agents } else { 0 };
+        let continuous = if spec.has_continuous_actions() { agents * width } else { 0 };
         Ok(Self { inner, spec, signals, discrete: vec![0; discrete], continuous: vec![0.0; continuous] })
     }
 
@@ -91,6 +92,7 @@ impl Environment for Perturbed {
             let actions = match actions {
                 Actions::Discrete(_) => Actions::Discrete(&self.discrete),
                 Actions::Continuous(_) => Actions::Continuous(&self.continuous),
+                tokens @ Actions::Tokens(_) => tokens,
             };
             self.inner.step(actions, out)?;
         } else {

@@ -5,7 +5,7 @@
 //! first collection is enough; where tasks terminate early, room for their ends grows with the most that one collection
 //! has seen.
 
-use crate::EnvSpec;
+use crate::{EnvSpec, TokenRows};
 
 /// Experience of `n_steps` steps in `n_slots` environments, as plain arrays in the order `[time, slot, agent, feature]`.
 ///
@@ -20,8 +20,10 @@ pub struct RolloutBatch {
     pub n_agents: usize,
     /// Values per observation (the longest one; shorter ones are padded with zeros).
     pub observation_width: usize,
-    /// Values per continuous action; 0 if actions are discrete.
+    /// Values per continuous action; 0 if actions are of another kind.
     pub action_width: usize,
+    /// Most tokens of an action; 0 if actions are of another kind.
+    pub token_width: usize,
     /// Values of the global state; 0 if it was not asked for.
     pub state_dim: usize,
     /// `[time + 1, slot, agent, observation_width]`. Where an episode ended at `t`, row `t + 1` is the first observation
@@ -29,10 +31,17 @@ pub struct RolloutBatch {
     pub observations: Vec<f32>,
     /// `[time + 1, slot, state_dim]`, with the same rule.
     pub states: Vec<f32>,
-    /// `[time, slot, agent]`; empty if actions are continuous.
+    /// `[time, slot, agent]`; empty unless actions are discrete.
     pub discrete_actions: Vec<u32>,
-    /// `[time, slot, agent, action_width]`; empty if actions are discrete.
+    /// `[time, slot, agent, action_width]`; empty unless actions are continuous.
     pub continuous_actions: Vec<f32>,
+    /// `[time, slot, agent, token_width]`; empty unless actions are token sequences, as are the next two. 0 behind the end of
+    /// a sequence.
+    pub token_actions: Vec<u32>,
+    /// `[time, slot, agent]`: tokens of each action.
+    pub token_lengths: Vec<u32>,
+    /// `[time, slot, agent, token_width]`: log-probability of each token when it was drawn; 0 behind the end.
+    pub token_log_probs: Vec<f32>,
     /// `[time, slot, agent]`: log-probability of each action when it was chosen.
     pub log_probs: Vec<f32>,
     /// `[time, slot, agent]`.
@@ -58,14 +67,23 @@ impl RolloutBatch {
         self.n_slots = n_slots;
         self.n_agents = spec.n_agents();
         self.observation_width = spec.observation_width();
-        self.action_width = if spec.has_discrete_actions() { 0 } else { spec.action_width() };
+        self.action_width = if spec.has_continuous_actions() { spec.action_width() } else { 0 };
+        self.token_width = if spec.has_token_actions() { spec.action_width() } else { 0 };
         self.state_dim = if with_state { spec.state_dim } else { 0 };
         let agents = n_steps * n_slots * self.n_agents;
-        let (discrete, continuous) = if spec.has_discrete_actions() { (agents, 0) } else { (0, agents * self.action_width) };
+        let discrete = if spec.has_discrete_actions() { agents } else { 0 };
+        let sequences = if spec.has_token_actions() { agents } else { 0 };
         self.observations.resize((n_steps + 1) * self.observation_row(), 0.0);
         self.states.resize((n_steps + 1) * self.state_row(), 0.0);
         self.discrete_actions.resize(discrete, 0);
-        self.continuous_actions.resize(continuous, 0.0);
+        self.continuous_actions.resize(agents * self.action_width, 0.0);
+        // Policies write the tokens they drew; the rest must be 0 whatever an earlier collection left.
+        self.token_actions.clear();
+        self.token_actions.resize(agents * self.token_width, 0);
+        self.token_lengths.clear();
+        self.token_lengths.resize(sequences, 0);
+        self.token_log_probs.clear();
+        self.token_log_probs.resize(agents * self.token_width, 0.0);
         self.log_probs.resize(agents, 0.0);
         self.rewards.resize(agents, 0.0);
         self.environment_rewards.resize(if with_reward_fn { agents } else { 0 }, 0.0);
@@ -85,6 +103,11 @@ impl RolloutBatch {
     /// Values of all observations at one time.
     pub fn observation_row(&self) -> usize {
         self.n_slots * self.n_agents * self.observation_width
+    }
+
+    /// Token actions in the order `[time, slot, agent]`.
+    pub fn token_rows(&self) -> TokenRows<'_> {
+        TokenRows { tokens: &self.token_actions, lengths: &self.token_lengths, width: self.token_width }
     }
 
     /// Values of all states at one time.

@@ -2,10 +2,10 @@
 
 use super::batch::RolloutBatch;
 use super::episode::EpisodeLog;
-use super::policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy};
+use super::policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy, TokenRowsMut};
 use super::vector::{StepBuffers, VectorEnv};
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
-use crate::{Actions, EnvError, EnvSpec, Result, RewardFn, Rng, SeedTree, Transition};
+use crate::{Actions, EnvError, EnvSpec, Result, RewardFn, Rng, SeedTree, TokenRows, TransitionBatch};
 
 /// What a collection carries besides observations, actions and rewards.
 #[derive(Default)]
@@ -145,7 +145,27 @@ impl RolloutEngine {
         let (_, next_states) = batch.states[time * state_row..(time + 2) * state_row].split_at_mut(state_row);
         let log_probs = &mut batch.log_probs[samples.clone()];
         let view = ObservationBatch { n_slots: slots, n_agents: agents, width, observations: now };
-        let actions = if batch.action_width == 0 {
+        let actions = if batch.token_width > 0 {
+            let width = batch.token_width;
+            let range = samples.start * width..samples.end * width;
+            let tokens = &mut batch.token_actions[range.clone()];
+            let lengths = &mut batch.token_lengths[samples.clone()];
+            let token_log_probs = &mut batch.token_log_probs[range];
+            let chosen = TokenRowsMut { tokens, lengths, log_probs: token_log_probs, width };
+            policy.act(&view, &mut self.rngs, mode, &mut ActionBatch { actions: ActionsMut::Tokens(chosen), log_probs })?;
+            let (tokens, lengths) =
+                (&batch.token_actions[samples.start * width..samples.end * width], &batch.token_lengths[samples.clone()]);
+            if let Some(row) = lengths.iter().position(|&n| n == 0 || n as usize > width) {
+                return Err(EnvError::Policy(format!(
+                    "the completion of slot {} must have 1 to {width} tokens, got {}",
+                    row / agents,
+                    lengths[row]
+                )));
+            }
+            let token_log_probs = &batch.token_log_probs[samples.start * width..samples.end * width];
+            require_finite(&self.envs.spec().name, "token log-probability", token_log_probs, time, 0, agents * width)?;
+            Actions::Tokens(TokenRows { tokens, lengths, width })
+        } else if batch.action_width == 0 {
             let chosen = &mut batch.discrete_actions[samples.clone()];
             policy.act(&view, &mut self.rngs, mode, &mut ActionBatch { actions: ActionsMut::Discrete(chosen), log_probs })?;
             Actions::Discrete(chosen)
@@ -171,27 +191,20 @@ impl RolloutEngine {
         require_finite(name, "reward", rewards, time, 0, agents)?;
         require_finite(name, "log-probability", log_probs, time, 0, agents)?;
         if let Some(reward_fn) = &mut self.options.reward_fn {
-            batch.environment_rewards[samples].copy_from_slice(rewards);
-            for slot in 0..slots {
-                let after =
-                    if self.envs.ended(slot).is_some() { self.envs.final_observations(slot) } else { &next[slot * agents * width..] };
-                for agent in 0..agents {
-                    let i = slot * agents + agent;
-                    let (action_index, action) = match actions {
-                        Actions::Discrete(a) => (Some(a[i]), &[] as &[f32]),
-                        Actions::Continuous(a) => (None, &a[i * batch.action_width..(i + 1) * batch.action_width]),
-                    };
-                    rewards[i] = reward_fn.reward(&Transition {
-                        agent,
-                        observation: &now[i * width..(i + 1) * width],
-                        action_index,
-                        action,
-                        next_observation: &after[agent * width..(agent + 1) * width],
-                        reward: rewards[i],
-                        terminated: batch.terminated[time * slots + slot],
-                    })?;
-                }
-            }
+            let own = &mut batch.environment_rewards[samples];
+            own.copy_from_slice(rewards);
+            let transitions = TransitionBatch {
+                envs: &self.envs,
+                n_agents: agents,
+                observation_width: width,
+                action_width: batch.action_width,
+                actions,
+                observations: now,
+                next_observations: next,
+                rewards: own,
+                terminated: &batch.terminated[time * slots..(time + 1) * slots],
+            };
+            reward_fn.reward_batch(&transitions, rewards)?;
             require_finite(name, "learned reward", rewards, time, 0, agents)?;
         }
         for slot in 0..slots {

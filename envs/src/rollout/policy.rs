@@ -25,13 +25,28 @@ pub struct ObservationBatch<'a> {
     pub observations: &'a [f32],
 }
 
-/// Room for actions of either kind.
+/// Room for token sequences.
+#[derive(Debug)]
+pub struct TokenRowsMut<'a> {
+    /// `[slot, agent, width]`. Policies leave what stands behind a sequence's end at 0.
+    pub tokens: &'a mut [u32],
+    /// `[slot, agent]`: tokens of each sequence.
+    pub lengths: &'a mut [u32],
+    /// `[slot, agent, width]`: log-probability of each token when it was drawn; 0 behind the end.
+    pub log_probs: &'a mut [f32],
+    /// Tokens per row.
+    pub width: usize,
+}
+
+/// Room for actions of any kind.
 #[derive(Debug)]
 pub enum ActionsMut<'a> {
     /// `[slot, agent]`.
     Discrete(&'a mut [u32]),
     /// `[slot, agent, action_width]`.
     Continuous(&'a mut [f32]),
+    /// A token sequence per slot and agent. The log-probability of the action is the sum over its tokens.
+    Tokens(TokenRowsMut<'a>),
 }
 
 /// Where a policy writes its decisions.

@@ -50,6 +50,7 @@ struct Layout {
     agents: usize,
     action: usize,
     n_slots: usize,
+    group: usize,
 }
 
 /// A fixed number of environments with equal specifications. Episodes restart by themselves; their seeds depend on the
@@ -58,6 +59,8 @@ pub struct VectorEnv {
     slots: Vec<Slot>,
     spec: EnvSpec,
     seeds: SeedTree,
+    /// Neighbouring slots whose episodes have the same seed.
+    group: usize,
 }
 
 impl VectorEnv {
@@ -90,11 +93,35 @@ impl VectorEnv {
                 last_metrics: vec![0.0; spec.episode_metrics.len()],
                 final_observations: vec![0.0; n_agents * spec.observation_width()],
                 final_state: vec![0.0; spec.state_dim],
-                clamped: vec![0.0; if spec.has_discrete_actions() { 0 } else { n_agents * spec.action_width() }],
+                clamped: vec![0.0; if spec.has_continuous_actions() { n_agents * spec.action_width() } else { 0 }],
                 error: None,
             })
             .collect();
-        Ok(Self { slots, spec, seeds })
+        Ok(Self { slots, spec, seeds, group: 1 })
+    }
+
+    /// The same, with the same episode in every `group` neighbouring slots: episode `e` of slot `s` is seeded by
+    /// `seeds.index((e × slots + s) / group)`. So several completions of one prompt stand side by side; a policy still
+    /// draws each from its own numbers.
+    ///
+    /// # Errors
+    /// [`EnvError::Config`] as [`VectorEnv::new`], and if the slots are not a multiple of `group`, which is at least 1.
+    pub fn with_groups(envs: Vec<Box<dyn Environment>>, seeds: SeedTree, group: usize) -> Result<Self> {
+        let vector = Self::new(envs, seeds)?;
+        if group == 0 || !vector.n_slots().is_multiple_of(group) {
+            return Err(EnvError::Config {
+                env: "vector".to_string(),
+                field: "slots",
+                expected: format!("a multiple of the {group} slots of a group"),
+                got: vector.n_slots().to_string(),
+            });
+        }
+        Ok(Self { group, ..vector })
+    }
+
+    /// Neighbouring slots whose episodes have the same seed.
+    pub fn group(&self) -> usize {
+        self.group
     }
 
     /// The facts shared by all slots.
@@ -120,6 +147,7 @@ impl VectorEnv {
             agents,
             action: agents * self.spec.action_width(),
             n_slots: self.slots.len(),
+            group: self.group,
         }
     }
 
@@ -227,7 +255,7 @@ impl Slot {
         self.returns.fill(0.0);
         observations.fill(0.0);
         let number = self.episode * layout.n_slots as u64 + index as u64;
-        self.env.reset(seeds.index(number).seed(), observations);
+        self.env.reset(seeds.index(number / layout.group as u64).seed(), observations);
     }
 }
 
@@ -251,6 +279,10 @@ fn step_range(slots: &mut [Slot], first: usize, seeds: SeedTree, layout: Layout,
                 let (x, y) = a.split_at(half * layout.action);
                 (Actions::Continuous(x), Actions::Continuous(y))
             }
+            Actions::Tokens(rows) => {
+                let (x, y) = rows.split_at(half * layout.agents);
+                (Actions::Tokens(x), Actions::Tokens(y))
+            }
         };
         let b1 = StepBuffers { observations: o1, states: s1, rewards: r1, terminated: t1, truncated: c1 };
         let b2 = StepBuffers { observations: o2, states: s2, rewards: r2, terminated: t2, truncated: c2 };
@@ -268,7 +300,7 @@ fn step_range(slots: &mut [Slot], first: usize, seeds: SeedTree, layout: Layout,
         // An earlier step reports one slot's error only; those of later slots must not outlive it.
         slot.error = None;
         let stepped = match actions.slot(i, layout.action) {
-            Actions::Discrete(a) => slot.env.step(Actions::Discrete(a), &mut step),
+            actions @ (Actions::Discrete(_) | Actions::Tokens(_)) => slot.env.step(actions, &mut step),
             Actions::Continuous(a) => {
                 slot.clamp(a);
                 slot.env.step(Actions::Continuous(&slot.clamped), &mut step)

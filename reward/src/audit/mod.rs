@@ -7,6 +7,8 @@
 
 mod segments;
 mod texts;
+#[cfg(feature = "llm")]
+mod tokens;
 
 use serde::Serialize;
 use steadfast_envs::SeedTree;
@@ -20,6 +22,8 @@ use crate::preference::Preference;
 
 pub use segments::audit_segments;
 pub use texts::{TextEncoder, audit_texts};
+#[cfg(feature = "llm")]
+pub use tokens::TokenEncoder;
 
 /// Settings of an audit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,6 +49,12 @@ impl AuditConfig {
     /// characteristic rose from 0.641 to 0.712 at 800 pairs and from 0.737 to 0.759 at 10000, for a third more time.
     pub fn texts() -> Self {
         Self { folds: 5, epochs: 3, batch_size: 16, learning_rate: 0.3, loss: LossConfig::default(), seed: 0 }
+    }
+
+    /// Defaults for a transformer reward model over pairs of texts: fewer folds, since each has two models in memory.
+    #[cfg(feature = "llm")]
+    pub fn tokens() -> Self {
+        Self { folds: 2, epochs: 3, batch_size: 16, learning_rate: 1e-4, loss: LossConfig::default(), seed: 0 }
     }
 
     /// Defaults for [`crate::model::MlpReward`] over pairs of segments.

@@ -217,7 +217,11 @@ where
             return Err(changed());
         }
         let target = preference.margin.unwrap_or(0.0);
-        Ok(Some(Input { row, fold: self.config.fold(row), equal: preference.equal, target, encoded: encoded? }))
+        let encoded = encoded.map_err(|error| match error {
+            RewardError::Data(reason) => RewardError::Row { path: self.file.path().to_path_buf(), line, reason },
+            other => other,
+        })?;
+        Ok(Some(Input { row, fold: self.config.fold(row), equal: preference.equal, target, encoded }))
     }
 
     /// Judges and learns from one chunk, all folds in parallel. Returns margins by row.

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use super::column;
 use super::prompt::{shared_messages, shared_prefix};
-use super::row::{Entry, Row};
-use crate::preference::{Message, Preference, Segment, SegmentPair, Text, TextPair, Truth};
+use super::row::{Entry, Row, RowKind};
+use crate::preference::{Message, Preference, Segment, SegmentPair, Text, TextCompletion, TextPair, TextPrompt, Truth};
 
 /// Why an identical pair is a bad row.
 pub(crate) const IDENTICAL: &str = "`chosen` and `rejected` are the same; such a pair teaches nothing: remove it";
@@ -145,6 +145,9 @@ pub(crate) struct Draft<'a> {
     pub conversations: Option<Side<'a>>,
     pub chosen: Option<Side<'a>>,
     pub rejected: Option<Side<'a>>,
+    pub completion: Option<Side<'a>>,
+    pub messages: Option<Side<'a>>,
+    pub text: Option<Side<'a>>,
     pub equal: Option<Scalar<'a>>,
     pub label: Option<Scalar<'a>>,
     pub margin: Option<f32>,
@@ -152,13 +155,53 @@ pub(crate) struct Draft<'a> {
     pub flipped: Option<Scalar<'a>>,
     pub gold_chosen: Option<Scalar<'a>>,
     pub gold_rejected: Option<Scalar<'a>>,
+    pub logp_ref_chosen: Option<Scalar<'a>>,
+    pub logp_ref_rejected: Option<Scalar<'a>>,
     /// Columns that are not read.
     pub unknown: Vec<String>,
 }
 
-impl Draft<'_> {
+impl<'a> Draft<'a> {
+    /// Where the column of a text or segment belongs.
+    pub(crate) fn side_mut(&mut self, name: &str) -> Option<&mut Option<Side<'a>>> {
+        Some(match name {
+            "prompt" => &mut self.prompt,
+            "conversations" => &mut self.conversations,
+            "chosen" => &mut self.chosen,
+            "rejected" => &mut self.rejected,
+            "completion" => &mut self.completion,
+            "messages" => &mut self.messages,
+            "text" => &mut self.text,
+            _ => return None,
+        })
+    }
+
+    /// Where the column of a single value belongs; `margin` is none of them, as it is read in single precision.
+    pub(crate) fn scalar_mut(&mut self, name: &str) -> Option<&mut Option<Scalar<'a>>> {
+        Some(match name {
+            "id" => &mut self.id,
+            "equal" => &mut self.equal,
+            "label" => &mut self.label,
+            "annotator_id" => &mut self.annotator,
+            "flipped" => &mut self.flipped,
+            "gold_chosen" => &mut self.gold_chosen,
+            "gold_rejected" => &mut self.gold_rejected,
+            "logp_ref_chosen" => &mut self.logp_ref_chosen,
+            "logp_ref_rejected" => &mut self.logp_ref_rejected,
+            _ => return None,
+        })
+    }
+
     /// The row, or the reason why it cannot be used.
-    pub(crate) fn finish(mut self, line: u64) -> Result<Entry, String> {
+    pub(crate) fn finish(self, line: u64, kind: RowKind) -> Result<Entry, String> {
+        match kind {
+            RowKind::Pairs => self.finish_pair(line),
+            RowKind::JudgedCompletions | RowKind::Completions => self.finish_completion(line, kind),
+            RowKind::Prompts => self.finish_prompt(line),
+        }
+    }
+
+    fn finish_pair(mut self, line: u64) -> Result<Entry, String> {
         let (chosen, rejected) = match (self.chosen.take(), self.rejected.take()) {
             (Some(chosen), Some(rejected)) => (chosen, rejected),
             (None, None) => return Err(self.missing_side("no `chosen` and no `rejected`")),
@@ -169,11 +212,7 @@ impl Draft<'_> {
         if self.margin.is_some_and(|margin| !margin.is_finite()) {
             return Err("`margin` must be finite".to_string());
         }
-        let missing_id = self.id.is_none();
-        let id = match self.id.take() {
-            Some(id) => id.name("id")?,
-            None => line.to_string(),
-        };
+        let (id, missing_id) = self.take_id(line)?;
         let annotator = self.annotator.take().map(|name| name.name("annotator_id")).transpose()?;
         let truth = Truth {
             flipped: self.flipped.take().map(|value| value.truth("flipped")).transpose()?,
@@ -181,6 +220,20 @@ impl Draft<'_> {
             gold_rejected: self.gold_rejected.take().map(|value| value.number("gold_rejected")).transpose()?,
         };
         let margin = self.margin;
+        let reference = |value: Option<Scalar<'_>>, column: &str| value.map(|value| value.number(column)).transpose();
+        let reference_log_probs = match (
+            reference(self.logp_ref_chosen.take(), "logp_ref_chosen")?,
+            reference(self.logp_ref_rejected.take(), "logp_ref_rejected")?,
+        ) {
+            (Some(chosen), Some(rejected)) => match [chosen, rejected].iter().find(|&&log_prob| log_prob > 0.0) {
+                None => Some([chosen, rejected]),
+                Some(log_prob) => {
+                    return Err(format!("a log-probability is at most 0, but `logp_ref_chosen` or `logp_ref_rejected` is {log_prob}"));
+                }
+            },
+            (None, None) => None,
+            _ => return Err("only one of `logp_ref_chosen` and `logp_ref_rejected` is given; give both or none".to_string()),
+        };
         let row = match (chosen, rejected) {
             (Side::Segment(chosen), Side::Segment(rejected)) => {
                 if let Some(prompt) = self.prompt.or(self.conversations) {
@@ -188,15 +241,104 @@ impl Draft<'_> {
                 }
                 let pair = SegmentPair { chosen: chosen.assemble("chosen")?, rejected: rejected.assemble("rejected")? };
                 check_segment_pair(&pair)?;
-                Row::Segments(Preference { id, pair, equal, margin, annotator, truth })
+                Row::Segments(Preference { id, pair, equal, margin, annotator, truth, reference_log_probs })
             }
             (chosen, rejected) => {
                 let pair = assemble_texts(self.prompt, self.conversations, chosen, rejected)?;
                 check_text_pair(&pair)?;
-                Row::Texts(Preference { id, pair, equal, margin, annotator, truth })
+                Row::Texts(Preference { id, pair, equal, margin, annotator, truth, reference_log_probs })
             }
         };
         Ok(Entry::new(line, row, missing_id, self.unknown))
+    }
+
+    fn take_id(&mut self, line: u64) -> Result<(String, bool), String> {
+        match self.id.take() {
+            Some(id) => Ok((id.name("id")?, false)),
+            None => Ok((line.to_string(), true)),
+        }
+    }
+
+    fn finish_completion(mut self, line: u64, kind: RowKind) -> Result<Entry, String> {
+        let label = self.label.take().map(|value| value.truth("label")).transpose()?;
+        if kind == RowKind::JudgedCompletions && label.is_none() {
+            return Err(self.missing("no `label`", kind, "a judged completion has `prompt`, `completion` and `label` (true or false)"));
+        }
+        let (id, missing_id) = self.take_id(line)?;
+        let wholes = [("messages", self.messages.take()), ("text", self.text.take())];
+        let mut wholes = wholes.into_iter().filter_map(|(name, side)| Some((name, side?)));
+        let (prompt, completion) = match (self.completion.take(), wholes.next()) {
+            (Some(_), Some((name, _))) => return Err(format!("both `completion` and `{name}` are given; keep one")),
+            (Some(completion), None) => {
+                let prompt = match (self.prompt.take(), self.conversations.take()) {
+                    (Some(_), Some(_)) => return Err("both `prompt` and `conversations` are given; keep one".to_string()),
+                    (prompt, conversations) => prompt.or(conversations),
+                };
+                assemble_completion(prompt, completion)?
+            }
+            (None, Some((name, whole))) => {
+                if let Some((other, _)) = wholes.next() {
+                    return Err(format!("both `{name}` and `{other}` are given; keep one"));
+                }
+                if self.prompt.is_some() || self.conversations.is_some() {
+                    return Err(format!("`{name}` is the whole text, but there is a prompt besides; write `prompt` and `completion`"));
+                }
+                (None, whole_text(whole, name)?)
+            }
+            (None, None) => match (self.conversations.take(), &self.prompt) {
+                (Some(whole), None) if kind == RowKind::Completions => (None, whole_text(whole, "conversations")?),
+                (conversations, _) => {
+                    self.conversations = conversations;
+                    let remedy = match kind {
+                        RowKind::JudgedCompletions => "a judged completion has `prompt`, `completion` and `label` (true or false)",
+                        _ => "a text to imitate is `prompt` and `completion`, or the whole as `messages` or `text`",
+                    };
+                    return Err(self.missing("no `completion`", kind, remedy));
+                }
+            },
+        };
+        let prompt = prompt.unwrap_or_else(|| match &completion {
+            Text::Plain(_) => Text::Plain(String::new()),
+            Text::Conversation(_) => Text::Conversation(Vec::new()),
+        });
+        let row = TextCompletion { id, prompt, completion, label };
+        check_completion(&row)?;
+        Ok(Entry::new(line, Row::Completion(row), missing_id, self.unknown))
+    }
+
+    fn finish_prompt(mut self, line: u64) -> Result<Entry, String> {
+        let prompt = match (self.prompt.take(), self.conversations.take()) {
+            (Some(_), Some(_)) => return Err("both `prompt` and `conversations` are given; keep one".to_string()),
+            (Some(prompt), None) => whole_text(prompt, "prompt")?,
+            (None, Some(prompt)) => whole_text(prompt, "conversations")?,
+            (None, None) => return Err(self.missing("no `prompt`", RowKind::Prompts, "a row is an object with `prompt`")),
+        };
+        let (id, missing_id) = self.take_id(line)?;
+        let row = TextPrompt { id, prompt };
+        check_prompt(&row)?;
+        Ok(Entry::new(line, Row::Prompt(row), missing_id, self.unknown))
+    }
+
+    /// Says that a column is missing, and which one may be meant to be it.
+    fn missing(&self, missing: &str, kind: RowKind, remedy: &str) -> String {
+        let has = |name: &str| self.unknown.iter().any(|unknown| unknown == name);
+        if kind != RowKind::Pairs && has("chosen") && has("rejected") {
+            return format!("{missing}: the row is a pair (`chosen`, `rejected`); {remedy}");
+        }
+        let mut reason = missing.to_string();
+        if self.unknown.is_empty() {
+            reason += &format!("; {remedy}");
+        } else {
+            let shown: Vec<String> = self.unknown.iter().take(20).map(|name| shorten(name)).collect();
+            reason += &format!("; the columns that are not read are {}", shown.join(", "));
+        }
+        for name in &self.unknown {
+            if let Some(meant) = column::suggestion(name, kind) {
+                reason += &format!("; did you mean `{meant}` by `{}`?", shorten(name));
+                break;
+            }
+        }
+        reason
     }
 
     /// Says that sides are missing, and what the row may be instead of a pair.
@@ -210,20 +352,7 @@ impl Draft<'_> {
         if has("chosen_ids") || has("chosen_input_ids") {
             return "the row holds token numbers; write the texts themselves as `prompt`, `chosen`, `rejected`".to_string();
         }
-        let mut reason = missing.to_string();
-        if self.unknown.is_empty() {
-            reason += "; a row is an object with `chosen` and `rejected`";
-        } else {
-            let shown: Vec<String> = self.unknown.iter().take(20).map(|name| shorten(name)).collect();
-            reason += &format!("; the columns that are not read are {}", shown.join(", "));
-        }
-        for name in &self.unknown {
-            if let Some(meant) = column::suggestion(name) {
-                reason += &format!("; did you mean `{meant}` by `{}`?", shorten(name));
-                break;
-            }
-        }
-        reason
+        self.missing(missing, RowKind::Pairs, "a row is an object with `chosen` and `rejected`")
     }
 
     fn is_tie(&mut self) -> Result<bool, String> {
@@ -359,6 +488,50 @@ fn assemble_texts(
             return Err(format!("`chosen` is {}, `rejected` is {}; both must be the same", chosen.describe(), rejected.describe()));
         }
     })
+}
+
+/// A prompt, if there is one, and what answers it.
+fn assemble_completion(prompt: Option<Side<'_>>, completion: Side<'_>) -> Result<(Option<Text>, Text), String> {
+    Ok(match (prompt, completion) {
+        (Some(Side::Segment(_)), _) => return Err("`prompt` must be text or a list of messages, got a segment".to_string()),
+        (_, Side::Segment(_)) => return Err("`completion` must be text or a list of messages, got a segment".to_string()),
+        (Some(Side::Messages(prompt)), Side::Plain(text)) => {
+            let answer = Message { role: "assistant".to_string(), content: text.into_owned() };
+            (Some(Text::Conversation(prompt)), Text::Conversation(vec![answer]))
+        }
+        (Some(Side::Plain(prompt)), Side::Messages(completion)) => {
+            let asked = match prompt.trim().is_empty() {
+                true => Vec::new(),
+                false => vec![Message { role: "user".to_string(), content: prompt.into_owned() }],
+            };
+            (Some(Text::Conversation(asked)), Text::Conversation(completion))
+        }
+        (prompt, completion) => (prompt.map(|prompt| whole_text(prompt, "prompt")).transpose()?, whole_text(completion, "completion")?),
+    })
+}
+
+fn whole_text(side: Side<'_>, name: &str) -> Result<Text, String> {
+    match side {
+        Side::Plain(text) => Ok(Text::Plain(text.into_owned())),
+        Side::Messages(messages) => Ok(Text::Conversation(messages)),
+        Side::Segment(_) => Err(format!("`{name}` must be text or a list of messages, got a segment")),
+    }
+}
+
+/// Why a single completion cannot be used, if it cannot. Readers and writers refuse the same.
+pub(crate) fn check_completion(row: &TextCompletion) -> Result<(), String> {
+    match (&row.prompt, &row.completion) {
+        (_, completion) if completion.is_blank() => {
+            Err("the completion is empty; an empty answer cannot be learned from: remove the row".to_string())
+        }
+        (Text::Plain(_), Text::Plain(_)) | (Text::Conversation(_), Text::Conversation(_)) => Ok(()),
+        _ => Err("one of prompt and completion is text, the other a list of messages; both must be the same".to_string()),
+    }
+}
+
+/// Why a prompt cannot be used, if it cannot. Readers and writers refuse the same.
+pub(crate) fn check_prompt(row: &TextPrompt) -> Result<(), String> {
+    if row.prompt.is_blank() { Err("`prompt` is empty; remove the row".to_string()) } else { Ok(()) }
 }
 
 /// Why a pair of texts cannot be used, if it cannot. Readers and writers refuse the same.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::column;
 use super::draft::{Draft, Matrix, Scalar, SegmentDraft, Side, shorten};
+use super::row::RowKind;
 use crate::error::{Result, RewardError};
 use crate::preference::Message;
 
@@ -89,13 +91,16 @@ impl Iterator for Lines {
 }
 
 /// Parses one line; the error is the reason in words.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Draft<'_>, String> {
+pub(crate) fn parse(bytes: &[u8], kind: RowKind) -> Result<Draft<'_>, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         format!("not UTF-8: byte {} of the line is 0x{:02X}; save the file as UTF-8", at + 1, bytes[at])
     })?;
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    deserializer.deserialize_map(RowVisitor).and_then(|draft| deserializer.end().map(|()| draft)).map_err(|error| explain(text, &error))
+    deserializer
+        .deserialize_map(RowVisitor(kind))
+        .and_then(|draft| deserializer.end().map(|()| draft))
+        .map_err(|error| explain(text, &error))
 }
 
 /// What a message of the parser means for the author of the file.
@@ -144,34 +149,35 @@ fn fill<E: serde::de::Error, T>(slot: &mut Option<T>, is_seen: &mut bool, name: 
     Ok(())
 }
 
-struct RowVisitor;
+struct RowVisitor(RowKind);
 
 impl<'de> Visitor<'de> for RowVisitor {
     type Value = Draft<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with `chosen` and `rejected`")
+        f.write_str(match self.0 {
+            RowKind::Pairs => "an object with `chosen` and `rejected`",
+            RowKind::JudgedCompletions => "an object with `prompt`, `completion` and `label`",
+            RowKind::Completions => "an object with `prompt` and `completion`, `messages` or `text`",
+            RowKind::Prompts => "an object with `prompt`",
+        })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut draft = Draft::default();
-        let mut seen = [false; super::column::KNOWN.len()];
+        let known = column::known(self.0);
+        let mut seen = vec![false; known.len()];
         while let Some(Key(key)) = map.next_key()? {
-            let Some(at) = super::column::KNOWN.iter().position(|known| *known == key) else {
+            let Some(at) = known.iter().position(|known| *known == key) else {
                 map.next_value::<IgnoredAny>()?;
                 draft.unknown.push(key.into_owned());
                 continue;
             };
-            let name = super::column::KNOWN[at];
+            let name = known[at];
             let is_seen = &mut seen[at];
-            if matches!(name, "prompt" | "chosen" | "rejected" | "conversations") {
+            if column::SIDES.contains(&name) {
                 let value = map.next_value_seed(SideSeed { name, unknown: &mut draft.unknown }).map_err(named(name))?;
-                let slot = match name {
-                    "prompt" => &mut draft.prompt,
-                    "chosen" => &mut draft.chosen,
-                    "rejected" => &mut draft.rejected,
-                    _ => &mut draft.conversations,
-                };
+                let slot = draft.side_mut(name).ok_or_else(|| A::Error::custom(format!("`{name}` is not read here")))?;
                 fill(slot, is_seen, name, value)?;
             } else if name == "margin" {
                 // Read in single precision at once: two roundings could miss the nearest number.
@@ -179,16 +185,7 @@ impl<'de> Visitor<'de> for RowVisitor {
                 fill(&mut draft.margin, is_seen, name, value)?;
             } else {
                 let value = map.next_value_seed(ScalarSeed).map_err(named(name))?;
-                let slot = match name {
-                    "id" => &mut draft.id,
-                    "equal" => &mut draft.equal,
-                    "label" => &mut draft.label,
-                    "annotator_id" => &mut draft.annotator,
-                    "flipped" => &mut draft.flipped,
-                    "gold_chosen" => &mut draft.gold_chosen,
-                    "gold_rejected" => &mut draft.gold_rejected,
-                    _ => return Err(A::Error::custom(format!("`{name}` is not read here"))),
-                };
+                let slot = draft.scalar_mut(name).ok_or_else(|| A::Error::custom(format!("`{name}` is not read here")))?;
                 fill(slot, is_seen, name, value)?;
             }
         }

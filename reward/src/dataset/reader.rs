@@ -9,7 +9,11 @@
 //! **Segments**: `chosen` and `rejected` are objects with `observations` and `actions` (a list of lists, or of numbers if
 //! each step has one; those are rounded to double precision first), and optionally `rewards`, `terminated`, `policy`.
 //! **Both**, optional: `id`, `equal` (or `label` 0.5) for ties, `margin`, `annotator_id`, `flipped`, `gold_chosen`,
-//! `gold_rejected`. Other columns are named in the report and not read.
+//! `gold_rejected`, `logp_ref_chosen` and `logp_ref_rejected` (log-probabilities under a reference model, both or none).
+//! Other columns are named in the report and not read.
+//!
+//! [`PreferenceFile::open_as`] reads other rows in the same ways: judged completions, texts to imitate, prompts alone; see
+//! [`RowKind`] for their columns.
 
 use std::fs::File;
 use std::io::Read;
@@ -20,7 +24,7 @@ use super::draft::Draft;
 use super::jsonl::{self, Lines};
 use super::parquet::ParquetRows;
 use super::report::{ReadReport, Tally};
-use super::row::{Entry, Kind, Row, Shape};
+use super::row::{Entry, Kind, Row, RowKind, Shape};
 use crate::error::{Result, RewardError};
 
 /// How a file is read.
@@ -70,19 +74,28 @@ pub struct PreferenceFile {
     path: Arc<PathBuf>,
     options: ReadOptions,
     format: Format,
+    row_kind: RowKind,
     shape: Shape,
 }
 
 impl PreferenceFile {
-    /// Opens a file and reads its first usable row.
+    /// Opens a file of pairs and reads its first usable row.
     ///
     /// # Errors
     /// [`RewardError::File`] if it cannot be read, [`RewardError::Content`] if it is empty or of another format,
     /// [`RewardError::Row`] if the first row cannot be used and bad rows are not skipped.
     pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
+        Self::open_as(path, RowKind::Pairs, options)
+    }
+
+    /// Opens a file of rows of a kind and reads its first usable row.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(path: impl AsRef<Path>, row_kind: RowKind, options: &ReadOptions) -> Result<Self> {
         let path = path.as_ref();
-        let format = detect(path)?;
-        let mut file = Self { path: Arc::new(path.to_path_buf()), options: *options, format, shape: Shape::Texts };
+        let format = detect(path, row_kind)?;
+        let mut file = Self { path: Arc::new(path.to_path_buf()), options: *options, format, row_kind, shape: Shape::Texts };
         let mut first_fault = None;
         for entry in file.raw_entries()? {
             match entry {
@@ -97,7 +110,7 @@ impl PreferenceFile {
             }
         }
         Err(file.content_error(match first_fault {
-            None => "holds no rows; a preference file has one pair with `chosen` and `rejected` per row".to_string(),
+            None => format!("holds no rows; {}", what_is_read(row_kind)),
             Some((line, reason)) => format!("no row can be used; the first, in line {line}: {reason}"),
         }))
     }
@@ -107,7 +120,12 @@ impl PreferenceFile {
         &self.path
     }
 
-    /// What its pairs are.
+    /// What its rows are read for.
+    pub fn row_kind(&self) -> RowKind {
+        self.row_kind
+    }
+
+    /// What its rows are.
     pub fn kind(&self) -> Kind {
         self.shape.kind()
     }
@@ -125,8 +143,8 @@ impl PreferenceFile {
     /// Widths of the observations and of the actions of segments.
     pub fn segment_widths(&self) -> Option<(usize, usize)> {
         match self.shape {
-            Shape::Texts => None,
             Shape::Segments(observation, action) => Some((observation, action)),
+            Shape::Texts | Shape::Completions | Shape::Prompts => None,
         }
     }
 
@@ -210,14 +228,16 @@ impl PreferenceFile {
     }
 
     fn parse_any_line(&self, line: u64, bytes: &[u8]) -> Result<Entry> {
-        jsonl::parse(bytes).and_then(|draft| draft.finish(line)).map_err(|reason| self.row_error(line, reason))
+        jsonl::parse(bytes, self.row_kind)
+            .and_then(|draft| draft.finish(line, self.row_kind))
+            .map_err(|reason| self.row_error(line, reason))
     }
 
     /// Entries without the check against the first row.
     fn raw_entries(&self) -> Result<Entries> {
         let source = match self.format {
             Format::Jsonl => Source::Jsonl(Lines::open(&self.path, self.options.max_line_bytes)?, Vec::new()),
-            Format::Parquet => Source::Parquet(Box::new(ParquetRows::open(&self.path, self.options.max_line_bytes)?)),
+            Format::Parquet => Source::Parquet(Box::new(ParquetRows::open(&self.path, self.row_kind, self.options.max_line_bytes)?)),
         };
         Ok(Entries { opener: self.clone(), file: None, source, is_done: false })
     }
@@ -255,7 +275,8 @@ impl Entries {
             },
             Source::Parquet(rows) => match rows.next()? {
                 Some((line, draft)) => {
-                    draft.and_then(|draft: Draft<'_>| draft.finish(line)).map_err(|reason| self.opener.row_error(line, reason))?
+                    let kind = self.opener.row_kind;
+                    draft.and_then(|draft: Draft<'_>| draft.finish(line, kind)).map_err(|reason| self.opener.row_error(line, reason))?
                 }
                 None => return Ok(None),
             },
@@ -314,8 +335,18 @@ impl Iterator for Rows {
     }
 }
 
+/// What one row of a file holds, in words.
+fn what_is_read(kind: RowKind) -> &'static str {
+    match kind {
+        RowKind::Pairs => "a preference file has one pair with `chosen` and `rejected` per row",
+        RowKind::JudgedCompletions => "a file of judged completions has `prompt`, `completion` and `label` in every row",
+        RowKind::Completions => "a file of texts to imitate has `prompt` and `completion`, `messages` or `text` in every row",
+        RowKind::Prompts => "a file of prompts has `prompt` in every row",
+    }
+}
+
 /// Tells the format from the first bytes of a file.
-fn detect(path: &Path) -> Result<Format> {
+fn detect(path: &Path, kind: RowKind) -> Result<Format> {
     let file_error = |action, source| RewardError::File { action, path: path.to_path_buf(), source };
     let content_error = |reason: &str| RewardError::Content { path: path.to_path_buf(), reason: reason.to_string() };
     if path.is_dir() {
@@ -332,7 +363,7 @@ fn detect(path: &Path) -> Result<Format> {
         return Err(content_error("is an encrypted Parquet file; write it without encryption"));
     }
     if head.is_empty() {
-        return Err(content_error("is empty; a preference file has one pair with `chosen` and `rejected` per row"));
+        return Err(content_error(&format!("is empty; {}", what_is_read(kind))));
     }
     if extension == "parquet" {
         return Err(content_error("is no Parquet file: it does not begin with PAR1; was the download complete?"));

@@ -50,7 +50,7 @@ pub struct ReadReport {
     pub ties: u64,
     /// Usable rows that repeat an earlier row: the same contents in the same order (ties: in any order).
     pub duplicates: u64,
-    /// Usable rows that contradict an earlier row: the same contents in the opposite order.
+    /// Usable rows that contradict an earlier row: the same contents in the opposite order, or judged the opposite way.
     pub contradictions: u64,
     /// Usable rows without an identifier; their line number is the identifier.
     pub missing_ids: u64,
@@ -70,7 +70,10 @@ impl ReadReport {
             warnings.extend(self.bad_rows.iter().map(|row| format!("line {}: {}", row.line, row.reason)));
         }
         if self.contradictions > 0 {
-            warnings.push(format!("{} rows contradict an earlier row (the same pair in the opposite order)", self.contradictions));
+            warnings.push(format!(
+                "{} rows contradict an earlier row (the same pair in the opposite order, or the same completion judged the opposite way)",
+                self.contradictions
+            ));
         }
         if self.duplicates > 0 {
             warnings.push(format!("{} rows repeat an earlier row", self.duplicates));
@@ -162,7 +165,7 @@ impl Tally {
         }
         let columns = self.unknown.into_iter();
         self.report.unknown_columns =
-            columns.map(|(name, rows)| UnknownColumn { suggestion: column::suggestion(&name), name, rows }).collect();
+            columns.map(|(name, rows)| UnknownColumn { suggestion: column::suggestion(&name, self.file.row_kind()), name, rows }).collect();
         Ok(self.report)
     }
 

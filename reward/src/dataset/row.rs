@@ -2,9 +2,24 @@
 
 use twox_hash::xxhash3_128::Hasher as Xxh3;
 
-use crate::preference::{Segment, SegmentPreference, Text, TextPreference};
+use crate::preference::{Segment, SegmentPreference, Text, TextCompletion, TextPreference, TextPrompt};
 
-/// What the pairs of a file are.
+/// What a file is read for: which columns its rows need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RowKind {
+    /// Two things of which one was preferred: `chosen`, `rejected`, mostly `prompt`.
+    #[default]
+    Pairs,
+    /// Single completions that somebody judged: `prompt`, `completion`, `label` (true or false).
+    JudgedCompletions,
+    /// Texts to imitate: `prompt` and `completion`; or the whole as `messages` (or `conversations`) or `text`. A `label` is
+    /// read if there is one.
+    Completions,
+    /// Prompts alone: `prompt` (or `conversations`). Other columns may be there and are not read.
+    Prompts,
+}
+
+/// What the rows of a file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -12,6 +27,10 @@ pub enum Kind {
     Segments,
     /// Texts.
     Texts,
+    /// Single completions.
+    Completions,
+    /// Prompts alone.
+    Prompts,
 }
 
 impl std::fmt::Display for Kind {
@@ -19,33 +38,43 @@ impl std::fmt::Display for Kind {
         f.write_str(match self {
             Self::Segments => "pair of segments",
             Self::Texts => "pair of texts",
+            Self::Completions => "single completion",
+            Self::Prompts => "prompt",
         })
     }
 }
 
-/// A preference as a file holds it.
+/// A row as a file holds it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Row {
     /// Between two trajectory segments.
     Segments(SegmentPreference),
     /// Between two texts.
     Texts(TextPreference),
+    /// A single completion.
+    Completion(TextCompletion),
+    /// A prompt alone.
+    Prompt(TextPrompt),
 }
 
 impl Row {
-    /// What the pair is.
+    /// What the row is.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Segments(_) => Kind::Segments,
             Self::Texts(_) => Kind::Texts,
+            Self::Completion(_) => Kind::Completions,
+            Self::Prompt(_) => Kind::Prompts,
         }
     }
 
-    /// Identifier of the pair.
+    /// Identifier of the row.
     pub fn id(&self) -> &str {
         match self {
             Self::Segments(row) => &row.id,
             Self::Texts(row) => &row.id,
+            Self::Completion(row) => &row.id,
+            Self::Prompt(row) => &row.id,
         }
     }
 
@@ -54,15 +83,27 @@ impl Row {
         match self {
             Self::Segments(row) => row.equal,
             Self::Texts(row) => row.equal,
+            Self::Completion(_) | Self::Prompt(_) => false,
         }
     }
 
     /// The contents of the pair in the order of its label, and in the opposite order, as 128-bit hashes. A tie has no
-    /// order, so both are the same.
+    /// order, so both are the same. Of a judged completion the opposite is the opposite judgement.
     pub(crate) fn contents(&self) -> Contents {
         let (prompt, chosen, rejected) = match self {
             Self::Segments(row) => (0, hash_segment(&row.pair.chosen), hash_segment(&row.pair.rejected)),
             Self::Texts(row) => (hash_text(&row.pair.prompt), hash_text(&row.pair.chosen), hash_text(&row.pair.rejected)),
+            Self::Completion(row) => {
+                // The judgement stands on one of two sides, so that the opposite one is the opposite order.
+                let completion = hash_text(&row.completion);
+                let sides = match row.label {
+                    None => (completion, completion),
+                    Some(true) => (completion, 0),
+                    Some(false) => (0, completion),
+                };
+                (hash_text(&row.prompt), sides.0, sides.1)
+            }
+            Self::Prompt(row) => (hash_text(&row.prompt), 0, 0),
         };
         let hash = |tag: u8, first: u128, second: u128| {
             let mut hasher = Xxh3::new();
@@ -82,6 +123,8 @@ impl Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     Texts,
+    Completions,
+    Prompts,
     /// Widths of observations and actions.
     Segments(usize, usize),
 }
@@ -91,6 +134,8 @@ impl Shape {
     pub(crate) fn of(row: &Row) -> Self {
         match row {
             Row::Texts(_) => Self::Texts,
+            Row::Completion(_) => Self::Completions,
+            Row::Prompt(_) => Self::Prompts,
             Row::Segments(row) => {
                 let segment = &row.pair.chosen;
                 Self::Segments(segment.observations.len() / segment.steps, segment.actions.len() / segment.steps)
@@ -101,6 +146,8 @@ impl Shape {
     pub(crate) fn kind(self) -> Kind {
         match self {
             Self::Texts => Kind::Texts,
+            Self::Completions => Kind::Completions,
+            Self::Prompts => Kind::Prompts,
             Self::Segments(..) => Kind::Segments,
         }
     }
@@ -130,7 +177,7 @@ pub(crate) struct Contents {
 pub struct Entry {
     /// Line of a JSONL file, row of a Parquet file, from 1.
     pub line: u64,
-    /// The preference.
+    /// The row itself.
     pub row: Row,
     /// True if the row has no `id`; the line number stands in for it.
     pub missing_id: bool,

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::ser::{SerializeSeq as _, Serializer};
 
-use super::draft::{check_segment_pair, check_text_pair};
+use super::draft::{check_completion, check_prompt, check_segment_pair, check_text_pair};
 use super::parquet::ParquetWriter;
 use super::reader::Format;
 use super::row::{Row, Shape};
 use crate::error::{Result, RewardError};
-use crate::preference::{Preference, Segment, Text};
+use crate::preference::{Preference, Segment, Text, Truth};
 
 /// A row as a JSON object; the order of the fields is the order of the keys.
 #[derive(Serialize)]
@@ -34,6 +34,21 @@ struct JsonRow<'a, T> {
     gold_chosen: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gold_rejected: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logp_ref_chosen: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logp_ref_rejected: Option<f64>,
+}
+
+/// A single completion, or a prompt alone, as a JSON object.
+#[derive(Serialize)]
+struct JsonCompletion<'a> {
+    id: &'a str,
+    prompt: JsonText<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion: Option<JsonText<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<bool>,
 }
 
 impl<'a, T> JsonRow<'a, T> {
@@ -49,6 +64,8 @@ impl<'a, T> JsonRow<'a, T> {
             flipped: row.truth.flipped,
             gold_chosen: row.truth.gold_chosen,
             gold_rejected: row.truth.gold_rejected,
+            logp_ref_chosen: row.reference_log_probs.map(|log_probs| log_probs[0]),
+            logp_ref_rejected: row.reference_log_probs.map(|log_probs| log_probs[1]),
         }
     }
 }
@@ -106,9 +123,15 @@ impl Serialize for JsonSteps<'_> {
 
 /// Refuses what a reader would refuse of a row.
 fn check(row: &Row) -> Result<()> {
-    let (margin, truth, fault) = match row {
-        Row::Segments(row) => (row.margin, row.truth, check_segment_pair(&row.pair)),
-        Row::Texts(row) => (row.margin, row.truth, check_text_pair(&row.pair)),
+    let (margin, truth, reference, fault) = match row {
+        Row::Segments(row) => (row.margin, row.truth, row.reference_log_probs, check_segment_pair(&row.pair)),
+        Row::Texts(row) => (row.margin, row.truth, row.reference_log_probs, check_text_pair(&row.pair)),
+        Row::Completion(row) => (None, Truth::default(), None, check_completion(row)),
+        Row::Prompt(row) => (None, Truth::default(), None, check_prompt(row)),
+    };
+    let fault = match reference.iter().flatten().all(|log_prob| log_prob.is_finite() && *log_prob <= 0.0) {
+        true => fault,
+        false => Err("log-probabilities of the reference must be finite and at most 0".to_string()),
     };
     let singles = [margin.map(f64::from), truth.gold_chosen, truth.gold_rejected];
     let fault = match singles.iter().flatten().all(|number| number.is_finite()) {
@@ -155,6 +178,14 @@ fn append_jsonl_row(out: &mut Vec<u8>, row: &Row) -> Result<()> {
         Row::Segments(row) => {
             let (chosen, rejected) = (JsonSegment::new(&row.pair.chosen), JsonSegment::new(&row.pair.rejected));
             serde_json::to_writer(&mut *out, &JsonRow::new(row, None, chosen, rejected))
+        }
+        Row::Completion(row) => {
+            let (prompt, completion) = (JsonText(&row.prompt), Some(JsonText(&row.completion)));
+            serde_json::to_writer(&mut *out, &JsonCompletion { id: &row.id, prompt, completion, label: row.label })
+        }
+        Row::Prompt(row) => {
+            let line = JsonCompletion { id: &row.id, prompt: JsonText(&row.prompt), completion: None, label: None };
+            serde_json::to_writer(&mut *out, &line)
         }
     };
     written.map_err(|error| RewardError::Data(format!("pair `{}`: {error}", row.id())))?;

@@ -3,6 +3,8 @@
 pub mod hashed_text;
 pub mod mlp;
 pub mod segment_input;
+#[cfg(feature = "llm")]
+pub mod transformer;
 
 use steadfast_agents::StateDict;
 
@@ -12,6 +14,8 @@ use crate::margin::LossValue;
 pub use hashed_text::{HashedTextConfig, HashedTextReward};
 pub use mlp::{MlpReward, MlpRewardConfig, RewardInputs};
 pub use segment_input::{ActionKind, SegmentSpec};
+#[cfg(feature = "llm")]
+pub use transformer::{TransformerReward, TransformerRewardConfig};
 
 /// Computes the loss of a batch from its margins. Called once per member of an ensemble.
 pub type BatchLoss<'a> = dyn FnMut(&[f32], &mut [LossValue]) + 'a;

@@ -36,6 +36,8 @@ impl ActionKind {
     pub fn of(space: &Space) -> Self {
         match space {
             Space::Discrete { n } => Self::Discrete { n: *n },
+            // Refused by `SegmentSpec::of`: a segment has no texts.
+            Space::Tokens { max_tokens, .. } => Self::Continuous { width: *max_tokens },
             Space::Box { low, .. } => Self::Continuous { width: low.len() },
         }
     }
@@ -63,7 +65,8 @@ impl SegmentSpec {
     /// The shape of the steps of an environment's agents.
     ///
     /// # Errors
-    /// [`RewardError::Data`] if the agents differ in their spaces: one reward cannot be learned for all of them.
+    /// [`RewardError::Data`] if the agents differ in their spaces: one reward cannot be learned for all of them; or if their
+    /// actions are texts.
     pub fn of(env: &EnvSpec) -> Result<Self> {
         let Some(first) = env.agents.first() else { return Err(RewardError::Data(format!("`{}` has no agents", env.name))) };
         if let Some(other) = env.agents.iter().find(|a| a.observation != first.observation || a.action != first.action) {
@@ -71,6 +74,9 @@ impl SegmentSpec {
                 "the agents of `{}` must have equal spaces to share a learned reward: `{}` observes {} and does {}, `{}` observes {} and does {}",
                 env.name, first.name, first.observation, first.action, other.name, other.observation, other.action
             )));
+        }
+        if first.action.is_tokens() {
+            return Err(RewardError::Data(format!("`{}` is a world of text: its preferences compare completions, not segments", env.name)));
         }
         Ok(Self { observation_width: first.observation.width(), action: ActionKind::of(&first.action) })
     }

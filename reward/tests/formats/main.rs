@@ -1,6 +1,7 @@
 //! Preference files: what is read, what is refused and how it is said, and that nothing is lost on the way.
 #![allow(clippy::unwrap_used)]
 
+mod completions;
 mod damage;
 mod large;
 mod parquet;
@@ -82,5 +83,6 @@ fn any_label<P>(id: usize, pair: P, seed: u8, margin: f32, gold: f64) -> Prefere
         margin: bit(1).then_some(margin),
         annotator: bit(2).then(|| "ann".to_string()),
         truth: Truth { flipped: bit(3).then_some(bit(4)), gold_chosen: bit(5).then_some(gold), gold_rejected: bit(6).then_some(-gold) },
+        reference_log_probs: bit(7).then_some([-f64::from(margin).abs(), -gold.abs()]),
     }
 }

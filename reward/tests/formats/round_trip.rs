@@ -58,7 +58,7 @@ fn any_segment_rows() -> impl Strategy<Value = Vec<(SegmentPair, u8, f32, f64)>>
 fn bits(rows: &[Row]) -> Vec<u32> {
     let segments = rows.iter().filter_map(|row| match row {
         Row::Segments(row) => Some([&row.pair.chosen, &row.pair.rejected]),
-        Row::Texts(_) => None,
+        _ => None,
     });
     let numbers = segments.flatten().flat_map(|segment| [&segment.observations, &segment.actions, &segment.rewards]);
     numbers.flatten().map(|number| number.to_bits()).collect()

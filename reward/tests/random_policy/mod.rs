@@ -22,6 +22,7 @@ impl Policy for RandomPolicy {
             match &mut out.actions {
                 ActionsMut::Discrete(a) => random_actions(&self.0, rng, &mut a[slot * n..(slot + 1) * n], &mut []),
                 ActionsMut::Continuous(a) => random_actions(&self.0, rng, &mut [], &mut a[slot * n * width..(slot + 1) * n * width]),
+                ActionsMut::Tokens(_) => return Err(steadfast_envs::EnvError::Policy("no texts".to_string())),
             }
         }
         out.log_probs.fill(0.0);

@@ -8,7 +8,7 @@ use super::{Sweep, SweepConfig, ValueConfig, Word, slug};
 use crate::config::load::{self, Mistake};
 use crate::config::report::Problem;
 use crate::config::source::Source;
-use crate::config::{ExperimentConfig, render};
+use crate::config::{Experiment, render};
 use crate::failure::{Failure, Result};
 
 /// Stands for all labels of an axis that a cell ignores.
@@ -27,7 +27,7 @@ pub struct Cell {
     /// Seed.
     pub seed: u64,
     /// Resolved settings.
-    pub config: ExperimentConfig,
+    pub config: Experiment,
 }
 
 /// Resolves and checks every cell. The last axis changes faster than those before it, the seed fastest of all.
@@ -122,7 +122,7 @@ struct Changes<'a> {
 }
 
 impl Changes<'_> {
-    fn resolve(&self, sweep: &Sweep, base: &Source) -> Result<ExperimentConfig> {
+    fn resolve(&self, sweep: &Sweep, base: &Source) -> Result<Experiment> {
         // Cells are run side by side, so each has one thread unless the file says otherwise.
         let mut texts = vec!["threads=1".to_string()];
         let mut words = vec![(None, None)];

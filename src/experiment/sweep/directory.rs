@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use toml::{Table, Value};
+use toml::Value;
 use tracing::warn;
 
-use crate::config::ExperimentConfig;
+use crate::config::Experiment;
 use crate::config::source::Source;
 use crate::config::sweep::{Cell, Sweep};
 use crate::failure::{Failure, Result};
@@ -107,10 +107,11 @@ impl SweepDirectory {
 }
 
 /// The first setting that differs, in words. The number of threads does not count: no number depends on it.
-fn difference(before: &ExperimentConfig, now: &ExperimentConfig) -> Option<String> {
-    let table = |config: &ExperimentConfig| {
-        let config = ExperimentConfig { threads: 0, ..config.clone() };
-        Value::Table(Table::try_from(config).expect("a configuration consists of tables, lists, numbers and strings within TOML's ranges"))
+fn difference(before: &Experiment, now: &Experiment) -> Option<String> {
+    let table = |config: &Experiment| {
+        let mut table = config.to_table();
+        table.remove("threads");
+        Value::Table(table)
     };
     fn first(path: &str, before: Option<&Value>, now: Option<&Value>) -> Option<String> {
         if before == now {
@@ -130,9 +131,11 @@ fn difference(before: &ExperimentConfig, now: &ExperimentConfig) -> Option<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ExperimentConfig;
 
     #[test]
     fn the_first_difference_is_named() {
+        let difference = |a: &ExperimentConfig, b: &ExperimentConfig| difference(&a.clone().into(), &b.clone().into());
         let a = ExperimentConfig::default();
         assert_eq!(difference(&a, &ExperimentConfig { threads: 7, ..a.clone() }), None);
         let mut b = a.clone();

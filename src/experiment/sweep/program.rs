@@ -18,7 +18,7 @@ pub struct Program {
 impl Program {
     /// This very program.
     pub fn own() -> Self {
-        Self::first(&Manifest::new(&ExperimentConfig::default(), 1))
+        Self::first(&Manifest::new(&ExperimentConfig::default().into(), 1))
     }
 
     fn first(manifest: &Manifest) -> Self {
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_run_that_was_continued_has_several_makers() {
-        let mut manifest = Manifest::new(&ExperimentConfig::default(), 1);
+        let mut manifest = Manifest::new(&ExperimentConfig::default().into(), 1);
         let same = manifest.clone();
         manifest.resume(&same);
         assert_eq!(Program::makers(&manifest), [Program::own()]);

@@ -66,7 +66,7 @@ pub fn set_isa(isa: Option<Isa>) -> bool {
 
 /// A computation written once for all widths. Implementations mark `run` as `#[inline(always)]`, so that it is compiled
 /// inside the function that has the instructions switched on.
-pub(in crate::nn) trait Vectorised {
+pub(crate) trait Vectorised {
     /// Result.
     type Out;
     /// The computation.
@@ -75,7 +75,7 @@ pub(in crate::nn) trait Vectorised {
 
 /// Runs `op` with the instructions of `isa`. An unavailable set falls back to the portable one.
 #[inline]
-pub(in crate::nn) fn dispatch<O: Vectorised>(isa: Isa, op: O) -> O::Out {
+pub(crate) fn dispatch<O: Vectorised>(isa: Isa, op: O) -> O::Out {
     #[cfg(target_arch = "x86_64")]
     {
         // `isa()` and `set_isa` only ever hand out available sets, but `Isa::Avx512` can be written by hand: `best` is
@@ -98,7 +98,7 @@ pub(in crate::nn) fn dispatch<O: Vectorised>(isa: Isa, op: O) -> O::Out {
 ///
 /// The implementing types are private to this file and reach a computation only through [`dispatch`], which has checked
 /// the processor; this is why the methods that use vector instructions need not be `unsafe`.
-pub(in crate::nn) trait Lane: Copy {
+pub(crate) trait Lane: Copy {
     /// Elements.
     const WIDTH: usize;
     /// Columns of vectors in the widest register tile of the matrix product.

@@ -12,7 +12,7 @@ const TANH_Q: [f32; 5] = [1.0, 0.46783948, 0.026192235, 0.0003423649, 8.598771e-
 
 /// Hyperbolic tangent: x P(x²) / Q(x²) on |x| <= 7.9, constant beyond. Absolute and relative error below 3e-7; NaN stays NaN.
 #[inline(always)]
-pub(in crate::nn) fn tanh<L: Lane>(x: L) -> L {
+pub(crate) fn tanh<L: Lane>(x: L) -> L {
     let x = L::splat(-7.9).max(L::splat(7.9).min(x));
     let square = x.mul(x);
     let mut p = L::splat(TANH_P[4]);
@@ -37,7 +37,7 @@ const EXP_MAX: f32 = 88.3;
 
 /// Exponential with relative error below 2e-7. Zero below -87.3, about 2.2e38 above 88.3; NaN stays NaN.
 #[inline(always)]
-pub(in crate::nn) fn exp<L: Lane>(x: L) -> L {
+pub(crate) fn exp<L: Lane>(x: L) -> L {
     let bounded = L::splat(EXP_MIN).max(L::splat(EXP_MAX).min(x));
     let rounder = L::splat(ROUNDER);
     let n = bounded.mul_add(L::splat(std::f32::consts::LOG2_E), rounder).sub(rounder);
@@ -83,7 +83,7 @@ const LN: [f32; 4] = [0.3333333, 0.20000173, 0.14268301, 0.11798166];
 
 /// Natural logarithm of a positive normal number; absolute error below 1e-7 near one, relative error below 2e-7 elsewhere.
 #[inline(always)]
-pub(in crate::nn) fn ln<L: Lane>(x: L) -> L {
+pub(crate) fn ln<L: Lane>(x: L) -> L {
     let (m, e) = x.mantissa_exponent();
     let one = L::splat(1.0);
     let f = m.sub(one);

@@ -5,8 +5,8 @@
 //! bits, for any batch size and any tiling. The crate's `unsafe` code lives in `lane.rs` and `tile.rs` only.
 
 pub(in crate::nn) mod aligned;
-pub(in crate::nn) mod lane;
-pub(in crate::nn) mod math;
+pub(crate) mod lane;
+pub(crate) mod math;
 pub(in crate::nn) mod tile;
 
 pub use lane::{Isa, isa, set_isa};

@@ -97,6 +97,7 @@ impl NoiseConfig {
                 margin: None,
                 annotator: pair.annotator,
                 truth: Truth { flipped: Some(false), gold_chosen: Some(pair.first.sum()), gold_rejected: Some(pair.second.sum()) },
+                reference_log_probs: None,
             };
             if verdict == Verdict::Second {
                 exchange(&mut preference);
@@ -183,6 +184,9 @@ fn gold<P>(preference: &Preference<P>) -> Option<(f64, f64)> {
 /// Turns the pair round, with its true values.
 fn exchange<P: Compared>(preference: &mut Preference<P>) {
     preference.pair.exchange();
+    if let Some(log_probs) = &mut preference.reference_log_probs {
+        log_probs.reverse();
+    }
     let truth = &mut preference.truth;
     std::mem::swap(&mut truth.gold_chosen, &mut truth.gold_rejected);
 }

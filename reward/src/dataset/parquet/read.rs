@@ -12,17 +12,18 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::guard::guarded;
 use super::leaf::{Leaf, LeafBatch, leaves};
-use crate::dataset::column;
+use crate::dataset::column::{self, SIDES};
 use crate::dataset::draft::{Draft, Scalar, SegmentDraft, Side, shorten};
 use crate::dataset::jsonl::message;
+use crate::dataset::row::RowKind;
 use crate::error::{Result, RewardError};
 
 /// Bytes that a batch should take in memory.
 const BATCH_BYTES: usize = 4 << 20;
 /// Most records of a batch.
 const BATCH_RECORDS: usize = 1024;
-const SCALARS: [&str; 8] = ["id", "equal", "label", "margin", "annotator_id", "flipped", "gold_chosen", "gold_rejected"];
-const SIDES: [&str; 4] = ["prompt", "conversations", "chosen", "rejected"];
+const SCALARS: [&str; 10] =
+    ["id", "equal", "label", "margin", "annotator_id", "flipped", "gold_chosen", "gold_rejected", "logp_ref_chosen", "logp_ref_rejected"];
 
 /// Numbers of the batches from which `prompt`, `chosen` or `rejected` is put together.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +41,7 @@ enum SideLeaves {
 pub(crate) struct ParquetRows {
     path: PathBuf,
     reader: SerializedFileReader<File>,
+    row_kind: RowKind,
     max_row_bytes: usize,
     batches: Vec<LeafBatch>,
     scalars: [Option<usize>; SCALARS.len()],
@@ -62,13 +64,14 @@ impl std::fmt::Debug for ParquetRows {
 
 impl ParquetRows {
     /// Opens a file and finds its columns. No row may take more than `max_row_bytes` when it is decoded.
-    pub(crate) fn open(path: &Path, max_row_bytes: usize) -> Result<Self> {
+    pub(crate) fn open(path: &Path, row_kind: RowKind, max_row_bytes: usize) -> Result<Self> {
         let file = File::open(path).map_err(|source| RewardError::File { action: "open", path: path.to_path_buf(), source })?;
         let reader = guarded(path, || SerializedFileReader::new(file))?;
         let found = leaves(reader.metadata().file_metadata().schema());
         let mut rows = Self {
             path: path.to_path_buf(),
             reader,
+            row_kind,
             max_row_bytes,
             batches: Vec::new(),
             scalars: [None; SCALARS.len()],
@@ -100,25 +103,38 @@ impl ParquetRows {
 
     /// Decides which leaf is which part of a row.
     fn plan(&mut self, found: &[Leaf]) -> Result<(), String> {
+        let known = column::known(self.row_kind);
         let mut is_used = vec![false; found.len()];
-        for (slot, name) in SCALARS.iter().enumerate() {
+        for (slot, name) in SCALARS.iter().enumerate().filter(|(_, name)| known.contains(name)) {
             if let Some(at) = found.iter().position(|leaf| leaf.path == *name) {
                 is_used[at] = true;
                 self.scalars[slot] = Some(self.add_batch(&found[at], &[])?);
             }
         }
-        for (slot, side) in SIDES.iter().enumerate() {
+        for (slot, side) in SIDES.iter().enumerate().filter(|(_, side)| known.contains(side)) {
             self.sides[slot] = self.plan_side(side, found, &mut is_used)?;
         }
         let mut unknown: Vec<String> =
-            found.iter().zip(&is_used).filter(|(_, is_used)| !**is_used).map(|(leaf, _)| unknown_name(&leaf.path)).collect();
+            found.iter().zip(&is_used).filter(|(_, is_used)| !**is_used).map(|(leaf, _)| unknown_name(&leaf.path, self.row_kind)).collect();
         unknown.dedup();
         self.unknown = unknown;
-        let missing: Vec<&str> = (2..4).filter(|&slot| self.sides[slot].is_none()).map(|slot| SIDES[slot]).collect();
+        let is_there = |name: &str| {
+            let side = SIDES.iter().position(|side| *side == name).is_some_and(|slot| self.sides[slot].is_some());
+            side || SCALARS.iter().position(|scalar| *scalar == name).is_some_and(|slot| self.scalars[slot].is_some())
+        };
+        // One column of each group is needed.
+        let needed: &[&[&str]] = match self.row_kind {
+            RowKind::Pairs => &[&["chosen"], &["rejected"]],
+            RowKind::JudgedCompletions => &[&["completion"], &["label"]],
+            RowKind::Completions => &[&["completion", "messages", "text", "conversations"]],
+            RowKind::Prompts => &[&["prompt", "conversations"]],
+        };
+        let missing = needed.iter().filter(|group| !group.iter().any(|name| is_there(name)));
+        let missing: Vec<&str> = missing.map(|group| group[0]).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        Err(missing_columns(&missing, found))
+        Err(missing_columns(&missing, found, self.row_kind))
     }
 
     fn plan_side(&mut self, side: &str, found: &[Leaf], is_used: &mut [bool]) -> Result<Option<SideLeaves>, String> {
@@ -282,30 +298,25 @@ impl ParquetRows {
         if let Some(reason) = fault {
             return Err(reason);
         }
-        let [id, equal, label, margin, annotator, flipped, gold_chosen, gold_rejected] = scalars;
-        let [prompt, conversations, chosen, rejected] = sides;
-        let margin = match margin {
-            None => None,
-            Some(Scalar::Real(value)) => Some(value as f32),
-            Some(Scalar::Whole(value)) => Some(value as f32),
-            Some(_) => return Err("`margin` must be a number".to_string()),
-        };
-        let unknown = self.unknown.clone();
-        Ok(Draft {
-            id,
-            prompt,
-            conversations,
-            chosen,
-            rejected,
-            equal,
-            label,
-            margin,
-            annotator,
-            flipped,
-            gold_chosen,
-            gold_rejected,
-            unknown,
-        })
+        let mut draft = Draft { unknown: self.unknown.clone(), ..Draft::default() };
+        for (name, scalar) in SCALARS.iter().zip(scalars) {
+            if let Some(slot) = draft.scalar_mut(name) {
+                *slot = scalar;
+                continue;
+            }
+            draft.margin = match scalar {
+                None => None,
+                Some(Scalar::Real(value)) => Some(value as f32),
+                Some(Scalar::Whole(value)) => Some(value as f32),
+                Some(_) => return Err(format!("`{name}` must be a number")),
+            };
+        }
+        for (name, side) in SIDES.iter().zip(sides) {
+            if let Some(slot) = draft.side_mut(name) {
+                *slot = side;
+            }
+        }
+        Ok(draft)
     }
 
     fn content_error(&self, reason: String) -> RewardError {
@@ -375,23 +386,23 @@ fn is_part(path: &str, column: &str) -> bool {
 }
 
 /// How an unread leaf is named: its column, or the field of a side.
-fn unknown_name(path: &str) -> String {
-    match SIDES.iter().find(|side| is_part(path, side)) {
+fn unknown_name(path: &str, kind: RowKind) -> String {
+    match SIDES.iter().find(|side| column::known(kind).contains(side) && is_part(path, side)) {
         Some(_) => shorten(&path.replace("[]", "")),
         None => shorten(path.split(['.', '[']).next().unwrap_or(path)),
     }
 }
 
-fn missing_columns(missing: &[&str], found: &[Leaf]) -> String {
-    let mut names: Vec<String> = found.iter().map(|leaf| unknown_name(&leaf.path)).collect();
+fn missing_columns(missing: &[&str], found: &[Leaf], kind: RowKind) -> String {
+    let mut names: Vec<String> = found.iter().map(|leaf| unknown_name(&leaf.path, kind)).collect();
     names.dedup();
-    if names.iter().any(|name| name == "completion") {
+    if kind == RowKind::Pairs && names.iter().any(|name| name == "completion") {
         return "holds single judged completions (`completion`, `label`), not pairs; two completions of the same prompt make a pair: write \
                 them as `prompt`, `chosen`, `rejected`"
             .to_string();
     }
     let meant = names.iter().find_map(|name| {
-        let meant = column::suggestion(name).filter(|meant| missing.contains(&meant.as_str()))?;
+        let meant = column::suggestion(name, kind).filter(|meant| missing.contains(&meant.as_str()))?;
         Some(format!("; did you mean `{meant}` by `{name}`?"))
     });
     names.truncate(40);

@@ -15,7 +15,7 @@ use parquet::schema::parser::parse_message_type;
 use crate::dataset::row::Row;
 use crate::dataset::writer::RowCheck;
 use crate::error::{Result, RewardError};
-use crate::preference::{Message, Preference, Segment, Text};
+use crate::preference::{Message, Preference, Segment, Text, TextCompletion};
 
 /// Bytes of values, before compression, after which a row group is written.
 const GROUP_BYTES: usize = 32 << 20;
@@ -26,6 +26,10 @@ enum Form {
     Texts,
     Conversations,
     Segments,
+    Completions,
+    CompletionChats,
+    Prompts,
+    PromptChats,
 }
 
 impl Form {
@@ -36,6 +40,14 @@ impl Form {
                 Text::Plain(_) => Self::Texts,
                 Text::Conversation(_) => Self::Conversations,
             },
+            Row::Completion(row) => match row.completion {
+                Text::Plain(_) => Self::Completions,
+                Text::Conversation(_) => Self::CompletionChats,
+            },
+            Row::Prompt(row) => match row.prompt {
+                Text::Plain(_) => Self::Prompts,
+                Text::Conversation(_) => Self::PromptChats,
+            },
         }
     }
 
@@ -44,6 +56,10 @@ impl Form {
             Self::Texts => "pair of plain texts",
             Self::Conversations => "pair of conversations",
             Self::Segments => "pair of segments",
+            Self::Completions => "completion in plain text",
+            Self::CompletionChats => "completion in messages",
+            Self::Prompts => "prompt in plain text",
+            Self::PromptChats => "prompt in messages",
         }
     }
 
@@ -51,16 +67,25 @@ impl Form {
         const NUMBERS: &str = "(LIST) { REPEATED GROUP list { OPTIONAL FLOAT element; } }";
         const STEPS: &str =
             "(LIST) { REPEATED GROUP list { OPTIONAL GROUP element (LIST) { REPEATED GROUP list { OPTIONAL FLOAT element; } } } }";
+        let plain = |names: &[&str]| names.iter().map(|name| format!("OPTIONAL BYTE_ARRAY {name} (UTF8);")).collect::<String>();
+        let chats = |names: &[&str]| {
+            let list = |name: &&str| {
+                format!(
+                    "OPTIONAL GROUP {name} (LIST) {{ REPEATED GROUP list {{ OPTIONAL GROUP element {{ OPTIONAL BYTE_ARRAY role (UTF8); \
+                     OPTIONAL BYTE_ARRAY content (UTF8); }} }} }}"
+                )
+            };
+            names.iter().map(list).collect::<String>()
+        };
+        let single =
+            |columns: String| format!("message completions {{ OPTIONAL BYTE_ARRAY id (UTF8); {columns} OPTIONAL BOOLEAN label; }}");
         let pair = match self {
-            Self::Texts => ["prompt", "chosen", "rejected"].map(|name| format!("OPTIONAL BYTE_ARRAY {name} (UTF8);")).concat(),
-            Self::Conversations => ["prompt", "chosen", "rejected"]
-                .map(|name| {
-                    format!(
-                        "OPTIONAL GROUP {name} (LIST) {{ REPEATED GROUP list {{ OPTIONAL GROUP element {{ OPTIONAL BYTE_ARRAY role (UTF8); \
-                         OPTIONAL BYTE_ARRAY content (UTF8); }} }} }}"
-                    )
-                })
-                .concat(),
+            Self::Completions => return single(plain(&["prompt", "completion"])),
+            Self::CompletionChats => return single(chats(&["prompt", "completion"])),
+            Self::Prompts => return single(plain(&["prompt"])),
+            Self::PromptChats => return single(chats(&["prompt"])),
+            Self::Texts => plain(&["prompt", "chosen", "rejected"]),
+            Self::Conversations => chats(&["prompt", "chosen", "rejected"]),
             Self::Segments => ["chosen", "rejected"]
                 .map(|name| {
                     format!(
@@ -72,7 +97,8 @@ impl Form {
         };
         format!(
             "message preferences {{ OPTIONAL BYTE_ARRAY id (UTF8); {pair} OPTIONAL BOOLEAN equal; OPTIONAL FLOAT margin; \
-             OPTIONAL BYTE_ARRAY annotator_id (UTF8); OPTIONAL BOOLEAN flipped; OPTIONAL DOUBLE gold_chosen; OPTIONAL DOUBLE gold_rejected; }}"
+             OPTIONAL BYTE_ARRAY annotator_id (UTF8); OPTIONAL BOOLEAN flipped; OPTIONAL DOUBLE gold_chosen; OPTIONAL DOUBLE gold_rejected; \
+             OPTIONAL DOUBLE logp_ref_chosen; OPTIONAL DOUBLE logp_ref_rejected; }}"
         )
     }
 }
@@ -159,6 +185,13 @@ impl Side {
         messages.iter().map(|message| message.role.len() + message.content.len()).sum()
     }
 
+    fn push(&mut self, text: &Text) -> usize {
+        match text {
+            Text::Plain(text) => self.push_text(text),
+            Text::Conversation(messages) => self.push_messages(messages),
+        }
+    }
+
     fn push_segment(&mut self, segment: &Segment) -> usize {
         self.observations.push_steps(&segment.observations, segment.steps);
         self.actions.push_steps(&segment.actions, segment.steps);
@@ -195,11 +228,17 @@ struct Group {
     flipped: Column<bool>,
     gold_chosen: Column<f64>,
     gold_rejected: Column<f64>,
+    logp_ref_chosen: Column<f64>,
+    logp_ref_rejected: Column<f64>,
+    /// The judgement of a single completion, which stands in the place of the chosen one.
+    judgement: Column<bool>,
 }
 
 impl Group {
     fn push(&mut self, row: &Row) -> Result<()> {
         self.n_bytes += match row {
+            Row::Completion(row) => self.prompt.push(&row.prompt) + self.chosen.push(&row.completion),
+            Row::Prompt(row) => self.prompt.push(&row.prompt),
             Row::Segments(row) => self.chosen.push_segment(&row.pair.chosen) + self.rejected.push_segment(&row.pair.rejected),
             Row::Texts(row) => {
                 let pair = &row.pair;
@@ -226,9 +265,16 @@ impl Group {
         match row {
             Row::Segments(row) => self.push_label(row),
             Row::Texts(row) => self.push_label(row),
+            Row::Completion(TextCompletion { id, label, .. }) => self.push_judgement(id, *label),
+            Row::Prompt(row) => self.push_judgement(&row.id, None),
         }
         self.n_rows += 1;
         Ok(())
+    }
+
+    fn push_judgement(&mut self, id: &str, label: Option<bool>) {
+        self.id.push_optional(Some(bytes(id)), 0);
+        self.judgement.push_optional(label, 0);
     }
 
     fn push_label<P>(&mut self, row: &Preference<P>) {
@@ -239,25 +285,32 @@ impl Group {
         self.flipped.push_optional(row.truth.flipped, 0);
         self.gold_chosen.push_optional(row.truth.gold_chosen, 0);
         self.gold_rejected.push_optional(row.truth.gold_rejected, 0);
+        self.logp_ref_chosen.push_optional(row.reference_log_probs.map(|log_probs| log_probs[0]), 0);
+        self.logp_ref_rejected.push_optional(row.reference_log_probs.map(|log_probs| log_probs[1]), 0);
     }
 
     fn clear(&mut self) {
         (self.n_rows, self.n_bytes) = (0, 0);
         [&mut self.prompt, &mut self.chosen, &mut self.rejected].into_iter().for_each(Side::clear);
         [&mut self.id, &mut self.annotator].into_iter().for_each(Column::clear);
-        [&mut self.equal, &mut self.flipped].into_iter().for_each(Column::clear);
+        [&mut self.equal, &mut self.flipped, &mut self.judgement].into_iter().for_each(Column::clear);
         [&mut self.gold_chosen, &mut self.gold_rejected].into_iter().for_each(Column::clear);
+        [&mut self.logp_ref_chosen, &mut self.logp_ref_rejected].into_iter().for_each(Column::clear);
         self.margin.clear();
     }
 
     /// The leaves in the order of the schema.
-    fn leaves(&self, form: Form) -> Vec<Leaf<'_>> {
-        let sides: Vec<Leaf<'_>> = match form {
-            Form::Texts => [&self.prompt, &self.chosen, &self.rejected].map(|side| Leaf::Bytes(&side.text)).into(),
-            Form::Conversations => [&self.prompt, &self.chosen, &self.rejected]
-                .into_iter()
-                .flat_map(|side| [Leaf::Bytes(&side.role), Leaf::Bytes(&side.content)])
-                .collect(),
+    fn leaves<'a>(&'a self, form: Form) -> Vec<Leaf<'a>> {
+        let texts = |sides: &[&'a Side]| sides.iter().map(|side| Leaf::Bytes(&side.text)).collect::<Vec<_>>();
+        let chats =
+            |sides: &[&'a Side]| sides.iter().flat_map(|side| [Leaf::Bytes(&side.role), Leaf::Bytes(&side.content)]).collect::<Vec<_>>();
+        let sides = match form {
+            Form::Texts => texts(&[&self.prompt, &self.chosen, &self.rejected]),
+            Form::Conversations => chats(&[&self.prompt, &self.chosen, &self.rejected]),
+            Form::Completions => texts(&[&self.prompt, &self.chosen]),
+            Form::CompletionChats => chats(&[&self.prompt, &self.chosen]),
+            Form::Prompts => texts(&[&self.prompt]),
+            Form::PromptChats => chats(&[&self.prompt]),
             Form::Segments => [&self.chosen, &self.rejected]
                 .into_iter()
                 .flat_map(|side| {
@@ -271,6 +324,9 @@ impl Group {
                 })
                 .collect(),
         };
+        if !matches!(form, Form::Texts | Form::Conversations | Form::Segments) {
+            return std::iter::once(Leaf::Bytes(&self.id)).chain(sides).chain([Leaf::Bool(&self.judgement)]).collect();
+        }
         let label = [
             Leaf::Bool(&self.equal),
             Leaf::F32(&self.margin),
@@ -278,6 +334,8 @@ impl Group {
             Leaf::Bool(&self.flipped),
             Leaf::F64(&self.gold_chosen),
             Leaf::F64(&self.gold_rejected),
+            Leaf::F64(&self.logp_ref_chosen),
+            Leaf::F64(&self.logp_ref_rejected),
         ];
         std::iter::once(Leaf::Bytes(&self.id)).chain(sides).chain(label).collect()
     }

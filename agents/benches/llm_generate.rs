@@ -1,0 +1,101 @@
+//! Greedy generation on one core, for the sizes S and M: a prompt of 64 tokens and 128 new ones per row, prefill included.
+//! Peers measure the same in `benches/peers/llm_generate.py`.
+//!
+//! `taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second over the whole call,
+//! median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out. `llm_prefill` reads 16 prompts
+//! of 64 tokens and draws one token each: prompt tokens per second.
+#![allow(clippy::print_stdout, missing_docs)]
+
+#[cfg(feature = "llm")]
+mod bench {
+    use std::time::Instant;
+
+    use candle_core::Device;
+    use steadfast_agents::llm::model::{Activation, Decoder, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
+    use steadfast_agents::llm::{GenerationConfig, Generator};
+    use steadfast_envs::{Rng, SeedTree};
+
+    const PROMPT: usize = 64;
+    const NEW: usize = 128;
+
+    fn config(hidden: usize, layers: usize, heads: usize, width: usize, vocab: usize) -> DecoderConfig {
+        DecoderConfig {
+            family: Family::Llama,
+            vocab_size: vocab,
+            hidden_size: hidden,
+            n_layers: layers,
+            n_heads: heads,
+            n_kv_heads: heads,
+            head_dim: hidden / heads,
+            intermediate_size: width,
+            max_positions: 256,
+            norm: NormKind::Rms,
+            norm_eps: 1e-6,
+            positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: hidden / heads, scaling: RopeScaling::None }),
+            activation: Activation::Silu,
+            is_gated: true,
+            tie_embeddings: false,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            parallel_residual: false,
+            spans: vec![Span::Full; layers],
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: None,
+            initializer_range: 0.02,
+        }
+    }
+
+    /// Median seconds of a call.
+    fn seconds(generator: &mut Generator, rows: usize, new: usize, vocab: usize) -> f64 {
+        let mut rng = SeedTree::new(7).rng();
+        let prompts: Vec<Vec<u32>> = (0..rows).map(|_| (0..PROMPT).map(|_| rng.below(vocab) as u32).collect()).collect();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let config = GenerationConfig { max_new_tokens: new, greedy: true, ..GenerationConfig::default() };
+        let mut rngs: Vec<Rng> = (0..rows as u64).map(Rng::from_seed).collect();
+        let mut times: Vec<f64> = (0..6)
+            .map(|_| {
+                let start = Instant::now();
+                let done = generator.generate(&prompts, &config, &[], &[], &mut rngs).expect("the settings fit");
+                assert!(done.iter().all(|completion| completion.tokens.len() == new));
+                start.elapsed().as_secs_f64()
+            })
+            .skip(1)
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    }
+
+    pub fn main() {
+        let arguments: Vec<String> = std::env::args().collect();
+        let is_json = arguments.iter().any(|a| a == "--json");
+        let only = arguments.iter().position(|a| a == "--size").and_then(|i| arguments.get(i + 1));
+        let report = |case: &str, value: f64| {
+            if is_json {
+                println!("{{\"peer\": \"steadfast\", \"case\": \"{case}\", \"value\": {value:.1}, \"unit\": \"tokens/s\"}}");
+            } else {
+                println!("{case:32} {value:9.0} tokens/s");
+            }
+        };
+        for (size, config) in [("S", config(256, 4, 4, 688, 4096)), ("M", config(512, 8, 8, 1376, 8192))] {
+            if only.is_some_and(|only| only != size) {
+                continue;
+            }
+            let decoder = Decoder::fresh(&config, false, SeedTree::new(0), &Device::Cpu).expect("memory suffices");
+            let mut generator = Generator::new(&decoder).expect("memory suffices");
+            for rows in [1, 16] {
+                let took = seconds(&mut generator, rows, NEW, config.vocab_size);
+                report(&format!("llm_generate_{size}_b{rows}"), (rows * NEW) as f64 / took);
+            }
+            let took = seconds(&mut generator, 16, 1, config.vocab_size);
+            report(&format!("llm_prefill_{size}"), (16 * PROMPT) as f64 / took);
+        }
+    }
+}
+
+fn main() {
+    #[cfg(feature = "llm")]
+    bench::main();
+}

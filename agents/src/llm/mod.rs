@@ -1,0 +1,33 @@
+//! Language-model policies: a decoder of our own, text in and out, generation, and training from preferences.
+//!
+//! Token sequences of different lengths are packed one behind the other, never padded: `[token, feature]` with the
+//! borders beside it.
+
+pub mod cache;
+pub mod encode;
+pub mod generate;
+pub mod infer;
+pub mod model;
+pub mod ops;
+pub mod optimizer;
+pub mod policy;
+pub mod policy_gradient;
+mod sampling;
+pub mod sequence;
+pub mod sft;
+pub mod template;
+pub mod tokenizer;
+pub mod trainer;
+
+pub use candle_core::Device;
+pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
+pub use generate::{Completion, Finish, GenerationConfig, Generator};
+pub use model::{Decoder, DecoderConfig};
+pub use optimizer::{AdamW, AdamWConfig};
+pub use policy::TextPolicy;
+pub use policy_gradient::{PolicyGradientConfig, TextPolicyGradient};
+pub use sequence::{TokenSequence, TokenStatistics};
+pub use sft::SftObjective;
+pub use template::{ChatDate, ChatTemplate};
+pub use tokenizer::Tokenizer;
+pub use trainer::{ExampleTable, MetricSums, Objective, Trainer, TrainerConfig};

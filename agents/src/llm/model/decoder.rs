@@ -1,0 +1,601 @@
+//! A decoder with its parameters: what it says of token sequences, and the gradients of losses of that.
+//!
+//! Sequences are packed one behind the other; nothing is padded, so what stands beside a sequence in a batch cannot change
+//! what is said of it. The backbone runs on candle's tape ([`super::forward`]); the head does not: it is visited group by
+//! group, with one buffer of logits, and its gradient enters the tape at the last hidden states.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use steadfast_envs::SeedTree;
+
+use super::forward::{Forward, Packed, Steering};
+use super::parameters::{Parameter, Values};
+use super::weights::{Names, SCORE};
+use super::{Checkpoint, DecoderConfig, DenseWeights, Head, Positions, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
+use crate::AgentError;
+use crate::llm::ops::head::{statistics, statistics_plain};
+use crate::llm::ops::surrogate::surrogate;
+use crate::llm::ops::tape::read;
+use crate::llm::sequence::{TokenSequence, TokenStatistics};
+
+/// Loss of one group of sequences (a pair, or a single one): gets the group's index and the statistics of its completions,
+/// writes the derivative of the loss by each log-probability into `slopes[sequence][token]` (zeroed before).
+pub type LogProbLoss<'a> = dyn FnMut(usize, &[TokenStatistics], &mut [Vec<f32>]) -> Result<(), AgentError> + 'a;
+/// The same for scores of the scalar head: `scores[sequence][position]`.
+pub type ScoreLoss<'a> = dyn FnMut(usize, &[Vec<f32>], &mut [Vec<f32>]) -> Result<(), AgentError> + 'a;
+
+/// Name, shape and values of a parameter.
+pub type NamedValues = (String, Vec<usize>, Vec<f32>);
+
+/// Tokens that are read at once where no gradient is asked for.
+const TOKENS_AT_ONCE: usize = 4096;
+
+/// Where the scalar head is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScorePositions {
+    /// At the last token of each sequence: one score (reward models).
+    Last,
+    /// At the token before each completion token: one value per completion token (critics).
+    BeforeCompletion,
+}
+
+/// A transformer decoder with its parameters and their gradients. It has a language-model head, or a scalar head
+/// (`score.weight`, `[1, hidden]`).
+pub struct Decoder {
+    config: DecoderConfig,
+    device: Device,
+    has_scalar_head: bool,
+    parameters: Vec<Parameter>,
+    /// Plain operations of candle in place of the fused ones: on devices, and for comparison.
+    is_plain: bool,
+}
+
+impl Decoder {
+    /// Fresh weights, normal with the deviations of [`expected_tensors`]. `scalar_head` gives a `score.weight` in place of
+    /// the language-model head.
+    ///
+    /// # Errors
+    /// [`AgentError::Tensor`] if the device fails.
+    pub fn fresh(config: &DecoderConfig, scalar_head: bool, seeds: SeedTree, device: &Device) -> Result<Self, AgentError> {
+        let specs = expected_tensors(config, scalar_head);
+        let parameters = specs.into_iter().map(|spec| {
+            let values = initial(&spec, seeds);
+            Parameter::new(spec, values, device, false)
+        });
+        Self::from_parameters(config.clone(), scalar_head, parameters.collect::<Result<_, _>>()?, device)
+    }
+
+    fn from_parameters(config: DecoderConfig, scalar_head: bool, parameters: Vec<Parameter>, device: &Device) -> Result<Self, AgentError> {
+        Ok(Self { config, device: device.clone(), has_scalar_head: scalar_head, parameters, is_plain: !device.is_cpu() })
+    }
+
+    /// Reads a folder as Hugging Face writes it: `config.json`, one or several safetensors files. A reward model (it has
+    /// `score.weight`, or calls itself a classifier) gets its scalar head.
+    ///
+    /// # Errors
+    /// [`AgentError::Model`] naming file and tensor.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self, AgentError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let scalar_head = checkpoint.has_scalar_head();
+        let head = if scalar_head { Head::Scalar } else { Head::LanguageModel };
+        let mut parameters = Vec::new();
+        checkpoint.load(head, &mut |spec, values| {
+            parameters.push(Parameter::new(spec.clone(), values, device, false)?);
+            Ok(())
+        })?;
+        Self::from_parameters(checkpoint.config().clone(), scalar_head, parameters, device)
+    }
+
+    /// Writes `config.json` and `model.safetensors` (`f32`) so that `transformers` loads them.
+    ///
+    /// # Errors
+    /// [`AgentError::Model`] naming the file that cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), AgentError> {
+        save_checkpoint(folder, &self.config, self.has_scalar_head, &mut |name| self.named(name)?.to_vec())
+    }
+
+    /// The same backbone, copied, with a fresh scalar head.
+    ///
+    /// # Errors
+    /// [`AgentError::Tensor`] if the device fails.
+    pub fn with_scalar_head(&self, seeds: SeedTree) -> Result<Self, AgentError> {
+        let parameters = expected_tensors(&self.config, true).into_iter().map(|spec| {
+            let values = if spec.name == SCORE { initial(&spec, seeds) } else { self.named(&spec.name)?.to_vec()? };
+            Parameter::new(spec, values, &self.device, false)
+        });
+        Self::from_parameters(self.config.clone(), true, parameters.collect::<Result<_, _>>()?, &self.device)
+    }
+
+    /// A frozen copy, such as a reference: on a GPU in `bf16` alone, and without room for gradients.
+    ///
+    /// # Errors
+    /// [`AgentError::Tensor`] if the device fails.
+    pub fn duplicate(&self) -> Result<Self, AgentError> {
+        self.copy(true)
+    }
+
+    /// A copy that can be trained.
+    ///
+    /// # Errors
+    /// [`AgentError::Tensor`] if the device fails.
+    pub fn trainable_copy(&self) -> Result<Self, AgentError> {
+        self.copy(false)
+    }
+
+    fn copy(&self, is_frozen: bool) -> Result<Self, AgentError> {
+        let parameters = self.parameters.iter().map(|p| Parameter::new(p.spec.clone(), p.to_vec()?, &self.device, is_frozen));
+        Self::from_parameters(self.config.clone(), self.has_scalar_head, parameters.collect::<Result<_, _>>()?, &self.device)
+    }
+
+    /// The shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Where the parameters are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// True if it scores instead of speaking.
+    pub fn has_scalar_head(&self) -> bool {
+        self.has_scalar_head
+    }
+
+    /// Uses candle's own operations in place of the fused ones, to compare with.
+    pub fn use_plain_operations(&mut self, is_plain: bool) {
+        self.is_plain = is_plain || !self.device.is_cpu();
+    }
+
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Numbers that are trained.
+    pub fn n_parameters(&self) -> usize {
+        self.parameters.iter().map(|p| p.spec.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Names, shapes and values of all parameters as `f32`, in the order of their names.
+    ///
+    /// # Errors
+    /// [`AgentError::Tensor`] if the device fails.
+    pub fn parameters(&self) -> Result<Vec<NamedValues>, AgentError> {
+        self.parameters.iter().map(|p| Ok((p.spec.name.clone(), p.spec.shape.clone(), p.to_vec()?))).collect()
+    }
+
+    /// Names and sums of gradients, in the order of the names.
+    ///
+    /// # Errors
+    /// [`AgentError::Tensor`] if the device fails.
+    pub fn gradients(&self) -> Result<Vec<(String, Vec<f32>)>, AgentError> {
+        self.parameters.iter().map(|p| Ok((p.spec.name.clone(), p.gradient()?))).collect()
+    }
+
+    /// Forgets all gradients.
+    pub fn clear_gradients(&mut self) {
+        self.parameters.iter_mut().for_each(Parameter::clear_gradient);
+    }
+
+    /// Sets one parameter.
+    ///
+    /// # Errors
+    /// [`AgentError::State`] for an unknown name, [`AgentError::Shape`] for another number of values.
+    pub fn set_parameter(&mut self, name: &str, values: &[f32]) -> Result<(), AgentError> {
+        let i = self.index(name)?;
+        self.parameters[i].set(values)
+    }
+
+    pub(crate) fn parameters_mut(&mut self) -> &mut [Parameter] {
+        &mut self.parameters
+    }
+
+    pub(crate) fn parameter_list(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    fn index(&self, name: &str) -> Result<usize, AgentError> {
+        self.parameters
+            .binary_search_by(|p| p.spec.name.as_str().cmp(name))
+            .map_err(|_| AgentError::State { tensor: name.to_string(), reason: "the model has no such parameter".to_string() })
+    }
+
+    pub(super) fn named(&self, name: &str) -> Result<&Parameter, AgentError> {
+        Ok(&self.parameters[self.index(name)?])
+    }
+
+    /// Plain copies of all weights in one layout, for generation.
+    ///
+    /// # Errors
+    /// [`AgentError::State`] if there is a scalar head.
+    pub fn dense(&self) -> Result<DenseWeights, AgentError> {
+        if self.has_scalar_head {
+            return Err(AgentError::State {
+                tensor: SCORE.to_string(),
+                reason: "a reward model has no language-model head and cannot generate".to_string(),
+            });
+        }
+        DenseWeights::from_named(&self.config, &mut |name| self.named(name)?.to_vec())
+    }
+
+    /// Name of the matrix that gives logits.
+    fn head_name(&self) -> String {
+        let names = Names::of(self.config.family);
+        if self.config.tie_embeddings { names.embedding() } else { names.head.to_string() }
+    }
+
+    /// Logits at every position of one sequence, `[token, vocab]`, on the device: for tests and parity.
+    ///
+    /// # Errors
+    /// [`AgentError::Model`] for tokens that do not fit; [`AgentError::Tensor`] if the device fails.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Tensor, AgentError> {
+        self.logits_steered(tokens, &Steering::default())
+    }
+
+    /// The same with other spans, or with a bias on chosen keys.
+    ///
+    /// # Errors
+    /// As [`Decoder::logits`].
+    pub fn logits_steered(&self, tokens: &[u32], steering: &Steering) -> Result<Tensor, AgentError> {
+        let packed = Packed::new(&[tokens], &self.config)?;
+        let forward = Forward::new(self, packed, steering, false)?;
+        let hidden = forward.hidden(&forward.embed()?)?;
+        let shape = vec![self.config.vocab_size, self.config.hidden_size];
+        let weight = match &self.named(&self.head_name())?.values {
+            Values::Host { value, .. } => Tensor::from_slice(value, shape, &self.device)?,
+            Values::Device { compute, .. } => compute.as_tensor().detach(),
+        };
+        Ok(hidden.matmul(&weight.t()?)?.to_dtype(DType::F32)?)
+    }
+
+    /// Log-probabilities of completions without gradient, one entry per sequence.
+    ///
+    /// # Errors
+    /// [`AgentError::Model`] naming the sequence that does not fit the model; [`AgentError::Tensor`] if the device fails.
+    pub fn log_probs(&self, sequences: &[&TokenSequence], temperature: f32) -> Result<Vec<TokenStatistics>, AgentError> {
+        self.log_probs_steered(sequences, temperature, &Steering::default())
+    }
+
+    /// The same with other spans, or with a bias on chosen keys (marks run over all tokens of all sequences).
+    ///
+    /// # Errors
+    /// As [`Decoder::log_probs`].
+    pub fn log_probs_steered(
+        &self,
+        sequences: &[&TokenSequence],
+        temperature: f32,
+        steering: &Steering,
+    ) -> Result<Vec<TokenStatistics>, AgentError> {
+        let mut all = Vec::with_capacity(sequences.len());
+        for (first_token, sequences) in pieces(sequences) {
+            let rows = Rows::of_completions(sequences)?;
+            let packed = Packed::of(sequences, &self.config)?;
+            let forward = Forward::new(self, packed, &steering.starting_at(first_token), false)?;
+            let hidden = forward.hidden(&forward.embed()?)?;
+            let name = self.head_name();
+            let mut buffer = Vec::new();
+            for (sequence, rows) in sequences.iter().zip(&rows) {
+                all.push(if self.is_plain {
+                    let weight = forward.tensor(&name)?;
+                    statistics_plain(&rows.pick(&hidden)?, &weight.detach(), sequence.completion(), temperature)?.0
+                } else {
+                    let weight = self.named(&name)?.weight()?;
+                    let hidden = read(&hidden, |h| Ok(rows.gather(h, self.config.hidden_size)))?;
+                    let (found, rest) = statistics(&hidden, &weight.value, sequence.completion(), temperature, buffer);
+                    buffer = rest.into_buffer();
+                    found
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Forward and backward of one micro-batch; gradients are added to those that are there. The head is visited group by
+    /// group, so that logits of one group at most exist at a time.
+    ///
+    /// # Errors
+    /// As [`Decoder::log_probs`]; or what `loss` says. Gradients are then incomplete: [`Decoder::clear_gradients`].
+    pub fn accumulate_log_probs(
+        &mut self,
+        groups: &[Vec<&TokenSequence>],
+        temperature: f32,
+        loss: &mut LogProbLoss<'_>,
+    ) -> Result<(), AgentError> {
+        let sequences: Vec<&TokenSequence> = groups.iter().flatten().copied().collect();
+        let rows = Rows::of_completions(&sequences)?;
+        let packed = Packed::of(&sequences, &self.config)?;
+        let width = self.config.hidden_size;
+        let name = self.head_name();
+        let forward = Forward::new(self, packed, &Steering::default(), true)?;
+        let embedded = Var::from_tensor(&forward.embed()?)?;
+        let hidden = forward.hidden(embedded.as_tensor())?;
+        let mut first = 0;
+        let mut host_grad = if self.is_plain { Vec::new() } else { vec![0.0_f32; hidden.elem_count()] };
+        let (mut plain_grad, mut head_grad): (Option<Tensor>, Option<Tensor>) = (None, None);
+        let mut buffer = Vec::new();
+        for (g, group) in groups.iter().enumerate() {
+            let group_rows = Rows::join(&rows[first..first + group.len()]);
+            first += group.len();
+            let targets: Vec<u32> = group.iter().flat_map(|s| s.completion()).copied().collect();
+            let lengths: Vec<usize> = group.iter().map(|s| s.completion().len()).collect();
+            let mut answer = |joined: &TokenStatistics| {
+                let statistics = split(joined, &lengths);
+                let mut slopes: Vec<Vec<f32>> = lengths.iter().map(|&n| vec![0.0; n]).collect();
+                loss(g, &statistics, &mut slopes)?;
+                Ok::<_, AgentError>(slopes.concat())
+            };
+            if self.is_plain {
+                let weight = forward.tensor(&name)?.detach();
+                let picked = group_rows.pick(&hidden.detach())?;
+                let (found, rest) = statistics_plain(&picked, &weight, &targets, temperature)?;
+                let (grad, weight_grad) = rest.backward(&picked, &weight, &answer(&found)?, temperature)?;
+                let zeros = match plain_grad.take() {
+                    Some(grad) => grad,
+                    None => hidden.detach().zeros_like()?,
+                };
+                plain_grad = Some(zeros.index_add(&group_rows.tensor(&self.device)?, &grad, 0)?);
+                head_grad = Some(match head_grad.take() {
+                    Some(sum) => (sum + weight_grad)?,
+                    None => weight_grad,
+                });
+            } else {
+                let weight = self.named(&name)?.weight()?;
+                let picked = read(&hidden, |h| Ok(group_rows.gather(h, width)))?;
+                let (found, rest) = statistics(&picked, &weight.value, &targets, temperature, buffer);
+                let (grad, rest) = rest.backward(&picked, &weight, &targets, &answer(&found)?, temperature);
+                buffer = rest;
+                group_rows.scatter(&grad, width, &mut host_grad);
+            }
+        }
+        let grad = match plain_grad {
+            Some(grad) => grad,
+            None => Tensor::from_vec(host_grad, hidden.dims(), &self.device)?,
+        };
+        let (packed, variables) = self.backward(&hidden, grad, &embedded, forward)?;
+        self.add_gradients(&packed, variables)?;
+        if let Some(grad) = head_grad {
+            let i = self.index(&name)?;
+            self.parameters[i].add_gradient(&grad)?;
+        }
+        Ok(())
+    }
+
+    /// Scores of the scalar head without gradient, `[sequence][position]`.
+    ///
+    /// # Errors
+    /// As [`Decoder::log_probs`]; [`AgentError::State`] if there is no scalar head.
+    pub fn scores(&self, sequences: &[&TokenSequence], positions: ScorePositions) -> Result<Vec<Vec<f32>>, AgentError> {
+        let weight = self.named(SCORE)?.to_vec()?;
+        let mut all = Vec::with_capacity(sequences.len());
+        for (_, sequences) in pieces(sequences) {
+            let rows = Rows::of_scores(sequences, positions)?;
+            let forward = Forward::new(self, Packed::of(sequences, &self.config)?, &Steering::default(), false)?;
+            let hidden = forward.hidden(&forward.embed()?)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+            for rows in rows {
+                all.push(
+                    read(&hidden, |h| Ok(rows.gather(h, weight.len())))?.chunks_exact(weight.len()).map(|h| dot(h, &weight)).collect(),
+                );
+            }
+        }
+        Ok(all)
+    }
+
+    /// As [`Decoder::accumulate_log_probs`], for scores.
+    ///
+    /// # Errors
+    /// As there; [`AgentError::State`] if there is no scalar head.
+    pub fn accumulate_scores(
+        &mut self,
+        groups: &[Vec<&TokenSequence>],
+        positions: ScorePositions,
+        loss: &mut ScoreLoss<'_>,
+    ) -> Result<(), AgentError> {
+        let weight = self.named(SCORE)?.to_vec()?;
+        let width = weight.len();
+        let sequences: Vec<&TokenSequence> = groups.iter().flatten().copied().collect();
+        let rows = Rows::of_scores(&sequences, positions)?;
+        let forward = Forward::new(self, Packed::of(&sequences, &self.config)?, &Steering::default(), true)?;
+        let embedded = Var::from_tensor(&forward.embed()?)?;
+        let hidden = forward.hidden(embedded.as_tensor())?;
+        let host = hidden.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        let (mut grad, mut weight_grad) = (vec![0.0_f32; hidden.elem_count()], vec![0.0_f32; width]);
+        let mut first = 0;
+        for (g, group) in groups.iter().enumerate() {
+            let rows = &rows[first..first + group.len()];
+            first += group.len();
+            let picked: Vec<Vec<f32>> = rows.iter().map(|r| read(&host, |h| Ok(r.gather(h, width)))).collect::<Result<_, _>>()?;
+            let scores: Vec<Vec<f32>> = picked.iter().map(|p| p.chunks_exact(width).map(|h| dot(h, &weight)).collect()).collect();
+            let mut slopes: Vec<Vec<f32>> = scores.iter().map(|s| vec![0.0; s.len()]).collect();
+            loss(g, &scores, &mut slopes)?;
+            for ((rows, picked), slopes) in rows.iter().zip(&picked).zip(&slopes) {
+                for ((&row, hidden), &slope) in rows.0.iter().zip(picked.chunks_exact(width)).zip(slopes) {
+                    let grad = &mut grad[row as usize * width..][..width];
+                    for i in 0..width {
+                        grad[i] += slope * weight[i];
+                        weight_grad[i] += slope * hidden[i];
+                    }
+                }
+            }
+        }
+        let grad = Tensor::from_vec(grad, hidden.dims(), &Device::Cpu)?.to_device(&self.device)?.to_dtype(hidden.dtype())?;
+        let (packed, variables) = self.backward(&hidden, grad, &embedded, forward)?;
+        self.add_gradients(&packed, variables)?;
+        let i = self.index(SCORE)?;
+        let weight_grad = Tensor::from_vec(weight_grad, (1, width), &Device::Cpu)?.to_device(&self.device)?;
+        self.parameters[i].add_gradient(&weight_grad)
+    }
+
+    /// Runs the tape. Gives the batch, and gradients of what the plain operations read, by name; that of the embedded tokens
+    /// under the empty name.
+    fn backward(
+        &self,
+        hidden: &Tensor,
+        grad: Tensor,
+        embedded: &Var,
+        forward: Forward<'_>,
+    ) -> Result<(Packed, Vec<(String, Tensor)>), AgentError> {
+        let store = surrogate(hidden, grad)?.backward()?;
+        let mut gradients = Vec::new();
+        for (name, variable) in forward.variables() {
+            if let Some(grad) = store.get(&variable) {
+                gradients.push((name, grad.clone()));
+            }
+        }
+        if let Some(grad) = store.get(embedded) {
+            gradients.push((String::new(), grad.clone()));
+        }
+        Ok((forward.into_packed(), gradients))
+    }
+
+    fn add_gradients(&mut self, packed: &Packed, gradients: Vec<(String, Tensor)>) -> Result<(), AgentError> {
+        for (name, grad) in gradients {
+            if !name.is_empty() {
+                let i = self.index(&name)?;
+                self.parameters[i].add_gradient(&grad)?;
+                continue;
+            }
+            let names = Names::of(self.config.family);
+            self.add_rows(&names.embedding(), &packed.tokens, &grad)?;
+            if matches!(self.config.positions, Positions::Learned) {
+                self.add_rows(&format!("{}{}.weight", names.backbone, names.positions), &packed.positions(), &grad)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds rows of a gradient to the rows of a table that they were read from.
+    fn add_rows(&mut self, name: &str, rows: &[u32], grad: &Tensor) -> Result<(), AgentError> {
+        let i = self.index(name)?;
+        let shape = self.parameters[i].spec.shape.clone();
+        match &self.parameters[i].values {
+            Values::Host { .. } => {
+                let weight = self.parameters[i].weight()?;
+                let grad = grad.to_dtype(DType::F32)?;
+                read(&grad, |grad| {
+                    if let Some(mut sums) = weight.sums() {
+                        for (&row, grad) in rows.iter().zip(grad.chunks_exact(shape[1])) {
+                            sums[row as usize * shape[1]..][..shape[1]].iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+                        }
+                    }
+                    Ok(())
+                })?;
+                Ok(())
+            }
+            Values::Device { gradient, .. } => {
+                let sums = match gradient {
+                    Some(sums) => sums.clone(),
+                    None => Tensor::zeros(shape, DType::F32, &self.device)?,
+                };
+                let ids = Tensor::from_slice(rows, rows.len(), &self.device)?;
+                let added = sums.zeros_like()?.index_add(&ids, &grad.to_dtype(DType::F32)?, 0)?;
+                self.parameters[i].add_gradient(&added)
+            }
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    crate::llm::ops::dot(a, b)
+}
+
+/// Values of a fresh tensor. They depend on the seed and the name alone.
+fn initial(spec: &TensorSpec, seeds: SeedTree) -> Vec<f32> {
+    let n = spec.shape.iter().product();
+    match spec.init {
+        TensorInit::Ones => vec![1.0; n],
+        TensorInit::Zeros => vec![0.0; n],
+        TensorInit::Normal(deviation) => {
+            let mut rng = seeds.child(&spec.name).rng();
+            (0..n).map(|_| (rng.normal() * deviation) as f32).collect()
+        }
+    }
+}
+
+/// Runs of sequences that are read at once, each with the number of tokens before it.
+fn pieces<'a, 'b>(sequences: &'a [&'b TokenSequence]) -> Vec<(usize, &'a [&'b TokenSequence])> {
+    let mut pieces = Vec::new();
+    let (mut start, mut tokens, mut before) = (0, 0, 0);
+    for (i, sequence) in sequences.iter().enumerate() {
+        if i > start && tokens + sequence.tokens.len() > TOKENS_AT_ONCE {
+            pieces.push((before, &sequences[start..i]));
+            (before, start, tokens) = (before + tokens, i, 0);
+        }
+        tokens += sequence.tokens.len();
+    }
+    if start < sequences.len() {
+        pieces.push((before, &sequences[start..]));
+    }
+    pieces
+}
+
+/// Statistics of each sequence of a group.
+fn split(joined: &TokenStatistics, lengths: &[usize]) -> Vec<TokenStatistics> {
+    let mut first = 0;
+    let part = |n: &usize| {
+        let place = first..first + n;
+        first += n;
+        TokenStatistics {
+            log_probs: joined.log_probs[place.clone()].to_vec(),
+            entropies: joined.entropies[place.clone()].to_vec(),
+            is_most_likely: joined.is_most_likely[place.clone()].to_vec(),
+            logits: joined.logits[place].to_vec(),
+        }
+    };
+    lengths.iter().map(part).collect()
+}
+
+/// Rows of the packed hidden states that a head reads.
+struct Rows(Vec<u32>);
+
+impl Rows {
+    /// Where each sequence's completion tokens are predicted.
+    fn of_completions(sequences: &[&TokenSequence]) -> Result<Vec<Self>, AgentError> {
+        Self::of_scores(sequences, ScorePositions::BeforeCompletion)
+    }
+
+    fn of_scores(sequences: &[&TokenSequence], positions: ScorePositions) -> Result<Vec<Self>, AgentError> {
+        let mut first = 0;
+        let rows = sequences.iter().enumerate().map(|(i, sequence)| {
+            let n = sequence.tokens.len();
+            let rows = match positions {
+                ScorePositions::Last if n == 0 => return Err(unfit(i, "it has no tokens")),
+                ScorePositions::Last => first + n - 1..first + n,
+                ScorePositions::BeforeCompletion => {
+                    sequence.check().map_err(|reason| unfit(i, &reason))?;
+                    first + sequence.prompt_len - 1..first + n - 1
+                }
+            };
+            first += n;
+            Ok(Self(rows.map(|row| row as u32).collect()))
+        });
+        rows.collect()
+    }
+
+    fn join(rows: &[Self]) -> Self {
+        Self(rows.iter().flat_map(|rows| &rows.0).copied().collect())
+    }
+
+    fn gather(&self, from: &[f32], width: usize) -> Vec<f32> {
+        self.0.iter().flat_map(|&row| &from[row as usize * width..][..width]).copied().collect()
+    }
+
+    fn scatter(&self, from: &[f32], width: usize, to: &mut [f32]) {
+        for (&row, from) in self.0.iter().zip(from.chunks_exact(width)) {
+            to[row as usize * width..][..width].copy_from_slice(from);
+        }
+    }
+
+    fn tensor(&self, device: &Device) -> candle_core::Result<Tensor> {
+        Tensor::from_slice(&self.0, self.0.len(), device)
+    }
+
+    fn pick(&self, from: &Tensor) -> candle_core::Result<Tensor> {
+        from.index_select(&self.tensor(from.device())?, 0)
+    }
+}
+
+/// Error for a sequence that cannot be read.
+pub(super) fn unfit(index: usize, reason: &str) -> AgentError {
+    AgentError::Model { place: format!("sequence {index}"), reason: reason.to_string() }
+}

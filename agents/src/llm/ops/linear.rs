@@ -1,0 +1,109 @@
+//! Linear maps, several side by side: `y = [x W₁ᵀ + b₁ | x W₂ᵀ + b₂ | …]`, so that queries, keys and values, or gate and up,
+//! are one node of the tape.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::kernel::{Matrix, Shared, in_pieces, parallel_product};
+use super::tape::{Weight, read, slice};
+
+/// One of the maps.
+#[derive(Clone)]
+pub(crate) struct LinearPart {
+    /// `[output, input]`, or `[input, output]` if `is_transposed` (GPT-2).
+    pub weight: Weight,
+    pub bias: Option<Weight>,
+    pub output: usize,
+    pub is_transposed: bool,
+}
+
+impl LinearPart {
+    /// The weight as `[input, output]`.
+    fn matrix(&self, input: usize) -> Matrix<'_> {
+        match self.is_transposed {
+            true => Matrix::rows(&self.weight.value, self.output),
+            false => Matrix::rows(&self.weight.value, input).transposed(),
+        }
+    }
+}
+
+struct Linear {
+    parts: Vec<LinearPart>,
+    input: usize,
+    output: usize,
+}
+
+/// `x`: `[token, input]`; gives `[token, sum of outputs]`. Gradients of weights are added to their sums.
+pub(crate) fn linear(x: &Tensor, parts: Vec<LinearPart>) -> Result<Tensor> {
+    let input = x.dims2()?.1;
+    let output = parts.iter().map(|part| part.output).sum();
+    x.apply_op1(Linear { parts, input, output })
+}
+
+impl CustomOp1 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(storage, layout)?;
+        let (input, output) = (self.input, self.output);
+        let tokens = x.len() / input;
+        let mut y = vec![0.0_f32; tokens * output];
+        let mut first = 0;
+        for part in &self.parts {
+            parallel_product(&mut y[first..], output, [tokens, part.output, input], Matrix::rows(x, input), part.matrix(input), false);
+            if let Some(bias) = &part.bias {
+                for row in y[first..].chunks_mut(output) {
+                    row.iter_mut().zip(bias.value.iter()).for_each(|(y, b)| *y += b);
+                }
+            }
+            first += part.output;
+        }
+        Ok((CpuStorage::F32(y), Shape::from((tokens, output))))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (input, output) = (self.input, self.output);
+        read(x, |x| {
+            read(grad, |grad| {
+                let tokens = x.len() / input;
+                let mut x_grad = vec![0.0_f32; tokens * input];
+                let mut first = 0;
+                for part in &self.parts {
+                    let y_grad = Matrix::rows(&grad[first.min(grad.len())..], output);
+                    let weight = part.matrix(input).transposed();
+                    parallel_product(&mut x_grad, input, [tokens, input, part.output], y_grad, weight, first > 0);
+                    if let Some(mut sums) = part.weight.sums() {
+                        let x = Matrix::rows(x, input);
+                        match part.is_transposed {
+                            true => parallel_product(&mut sums, part.output, [input, part.output, tokens], x.transposed(), y_grad, true),
+                            false => parallel_product(&mut sums, input, [part.output, input, tokens], y_grad.transposed(), x, true),
+                        }
+                    }
+                    if let Some(mut sums) = part.bias.as_ref().and_then(Weight::sums) {
+                        let shared = Shared::new(&mut sums);
+                        in_pieces(part.output, |columns| {
+                            // SAFETY: pieces are disjoint ranges of columns.
+                            let sums = unsafe { shared.slice(columns.clone()) };
+                            for row in grad.chunks(output) {
+                                let row = &row[first + columns.start..first + columns.end];
+                                sums.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
+                            }
+                        });
+                    }
+                    first += part.output;
+                }
+                Ok(Some(Tensor::from_vec(x_grad, (tokens, input), &candle_core::Device::Cpu)?))
+            })
+        })
+    }
+}
+
+/// The same in candle's operations, for one part; `weight` as in [`LinearPart`].
+pub(crate) fn linear_plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_transposed: bool) -> Result<Tensor> {
+    let y = if is_transposed { x.matmul(weight)? } else { x.matmul(&weight.t()?)? };
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}

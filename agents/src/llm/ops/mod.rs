@@ -1,0 +1,17 @@
+//! Fused operations with gradients, one per file, each beside its plain form in candle's own operations: the fallback on
+//! devices without a kernel of ours, and the oracle of the tests.
+//!
+//! On the CPU an operation is a node of candle's tape over plain loops and the `gemm` crate. Gradients of weights are added
+//! to buffers beside the weights, not to tensors of the tape: one addition into memory that is there already. Kernels for
+//! CUDA will be the `cuda_fwd` of the same nodes.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod head;
+pub(super) mod kernel;
+pub(crate) mod linear;
+pub(crate) mod norm;
+pub(crate) mod surrogate;
+pub(crate) mod tape;
+
+pub(super) use kernel::{AdamWStep, Shared, add_scaled, dot, each, in_pieces_of, moments, softmax, sum_of_squares};

@@ -1,0 +1,117 @@
+//! Language models from end to end: pretraining, preferences, text out, folders; and what is said of bad input.
+
+use crate::command::{Place, assert_equal_runs, names};
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-language.toml");
+
+/// The same task and model, learning from pairs that the model `run` draws.
+fn preferences(run: &str) -> String {
+    format!(
+        "name = \"tiny-dpo\"\nseed = 3\nthreads = 1\n[model.pretrained]\npath = \"{run}\"\n[data.task]\nexamples = 96\nheld_out = 16\n\
+         [data.task.env.topic_lexicon]\nn_topics = 2\nn_words = 12\nmax_words = 6\n[data.task.noise.uniform]\nrate = 0.2\n\
+         [objective.preference]\n[objective.preference.loss.r3m]\nlambda = 0.75\n[trainer]\nbatch_size = 16\nmicro_batch_size = 8\n\
+         learning_rate = 1e-3\n[eval]\nevery_steps = 3\nsamples = 32\n[checkpoint]\nevery_steps = 2\n"
+    )
+}
+
+#[test]
+fn a_model_is_pretrained_aligned_exported_and_speaks() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "--output", "base"]);
+    for file in ["model/config.json", "model/model.safetensors", "model/tokenizer.json", "eval.csv", "samples.jsonl", "summary.json"] {
+        assert!(place.path(&format!("base/{file}")).is_file(), "{file}");
+    }
+    place.write("dpo.toml", &preferences("base"));
+    let answer = place.succeed(&["train", "dpo.toml", "--output", "dpo"]);
+    assert!(answer.out.contains("gold_reward") && answer.out.contains("kl"), "{}", answer.out);
+    for file in ["preferences.jsonl", "preferences_held_out.jsonl", "examples.csv"] {
+        assert!(!place.read(&format!("dpo/{file}")).is_empty(), "{file}");
+    }
+    // What was drawn can be read as a file, and then is learned from again.
+    place.succeed(&["audit", "dpo/preferences.jsonl", "-o", "audit"]);
+    let changes = ["data=file", "data.file.path=dpo/preferences.jsonl"];
+    place.succeed(&[&["train", "dpo.toml", "--output", "again"][..], &changes].concat());
+
+    // The same seed says the same; completions of one prompt differ.
+    let generate = ["generate", "dpo", "topic1 filler0 filler1 filler2", "-n", "4", "--max-new-tokens", "7", "--seed", "5"];
+    let first = place.succeed(&generate).out;
+    assert_eq!(first.lines().count(), 4, "{first}");
+    assert_eq!(place.succeed(&generate).out, first);
+    let json = place.succeed(&[&generate[..], &["--log-probs"]].concat()).out;
+    assert!(json.lines().all(|line| line.starts_with('{') && line.contains("\"log_probs\"")), "{json}");
+
+    place.succeed(&["export", "dpo", "-o", "out"]);
+    assert_eq!(place.read("out/model.safetensors"), place.read("dpo/model/model.safetensors"));
+    place.succeed(&["export", "dpo", "--checkpoint", "6", "-o", "last"]);
+    assert_eq!(place.read("last/model.safetensors"), place.read("out/model.safetensors"));
+    assert!(place.fail(2, &["export", "dpo", "-o", "out"]).contains("not an empty directory"));
+    assert_eq!(place.succeed(&[&["generate", "out"], &generate[2..]].concat()).out, first);
+    let shown = place.succeed(&["show-batch", "dpo.toml", "-n", "1"]).out;
+    assert!(shown.contains("chosen") && shown.contains("completion") && shown.contains("<eos>"), "{shown}");
+}
+
+#[test]
+fn a_reward_model_trains_a_policy_in_a_world_of_text() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "--output", "base"]);
+    let text = preferences("base").replace("objective.preference", "objective.reward_model").replace("tiny-dpo", "tiny-reward");
+    place.write("reward.toml", &text);
+    place.succeed(&["train", "reward.toml", "--output", "reward"]);
+    assert!(place.path("reward/model/reward_normalization.json").is_file());
+    let rloo = "name = \"tiny-rloo\"\nthreads = 1\ntotal_steps = 64\nslots = 8\n[model.pretrained]\npath = \"base\"\n[env.topic_lexicon]\n\
+                n_topics = 2\nn_words = 12\nmax_words = 6\n[agent.rloo]\ngroup_size = 4\n[agent.rloo.update]\nlearning_rate = 1e-3\n\
+                [eval]\nevery_steps = 32\nepisodes = 16\nmode = \"sample\"\n[checkpoint]\nevery_steps = 16\n";
+    place.write("rloo.toml", rloo);
+    place.succeed(&["train", "rloo.toml", "--output", "rloo"]);
+    place.succeed(&["train", "rloo.toml", "reward_model.path=reward", "--output", "learned"]);
+    assert!(place.path("rloo/model/model.safetensors").is_file());
+    assert!(place.read("rloo/metrics.jsonl") != place.read("learned/metrics.jsonl"));
+    let text = place.fail(2, &["train", "rloo.toml", "slots=6"]);
+    assert!(text.contains("a multiple of `agent.rloo.group_size` = 4"), "{text}");
+}
+
+#[test]
+fn a_stopped_run_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "--output", "whole"]);
+    place.succeed(&["train", TINY, "threads=2", "--output", "stopped"]);
+    std::fs::remove_file(place.path("stopped/summary.json")).unwrap();
+    // Back to an older checkpoint, in the middle of the second pass.
+    let newest = names(&place.path("stopped/checkpoints")).pop().unwrap();
+    std::fs::remove_dir_all(place.path(&format!("stopped/checkpoints/{newest}"))).unwrap();
+    place.succeed(&["train", "--resume", "stopped"]);
+    assert_equal_runs(&place, "whole", "stopped");
+    assert_eq!(place.read("whole/samples.jsonl"), place.read("stopped/samples.jsonl"));
+    assert_eq!(place.read("whole/model/model.safetensors"), place.read("stopped/model/model.safetensors"));
+}
+
+#[test]
+fn bad_input_is_named_before_training_starts() {
+    let place = Place::new();
+    place.succeed(&["train", TINY, "--output", "base"]);
+    place.write("dpo.toml", &preferences("base"));
+    let fail = |changes: &[&str]| place.fail(2, &[&["config", "check", "dpo.toml"], changes].concat());
+    let text = fail(&["model.pretrained.path=runs/topic-pretrain-seed0"]);
+    assert!(text.contains("`steadfast train topic-pretrain` makes it"), "{text}");
+    let text = fail(&["trainer.learning_rate=-1"]);
+    assert!(text.contains("`trainer.learning_rate` must be"), "{text}");
+    let text = fail(&["device=cuda"]);
+    assert!(cfg!(feature = "cuda") || text.contains("built without CUDA"), "{text}");
+    let text = fail(&["objective=sft"]);
+    assert!(text.contains("has no labels"), "{text}");
+    let text = place.fail(2, &["generate", "base", &"w00 ".repeat(40)]);
+    assert!(text.contains("40 tokens") || text.contains("41 tokens"), "{text}");
+
+    // A task with other words.
+    let text = place.fail(1, &["train", "dpo.toml", "data.task.env.topic_lexicon.n_words=13", "--output", "other"]);
+    assert!(text.contains("does not fit the task `topic_lexicon`"), "{text}");
+    // An empty completion, with its row.
+    place.write("empty.jsonl", "{\"prompt\": \"topic0\", \"chosen\": \"w00\", \"rejected\": \"w01\"}\n{\"prompt\": \"topic0\", \"chosen\": \"\", \"rejected\": \"w01\"}\n");
+    let text = place.fail(1, &["train", "dpo.toml", "data=file", "data.file.path=empty.jsonl", "--output", "empty"]);
+    assert!(text.contains("empty.jsonl:2"), "{text}");
+    // Damaged weights.
+    let bytes = place.read("base/model/model.safetensors");
+    std::fs::write(place.path("base/model/model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    let text = place.fail(1, &["train", "dpo.toml", "--output", "damaged"]);
+    assert!(text.contains("model.safetensors"), "{text}");
+}
