@@ -158,6 +158,19 @@ fn gradients_of_parts_add_up_to_those_of_the_whole() {
 }
 
 #[test]
+fn a_frozen_copy_says_the_same_and_has_no_gradient() {
+    let decoder = model(Family::Qwen2);
+    let mut frozen = decoder.duplicate().unwrap();
+    let sequences = sequences();
+    let all: Vec<&TokenSequence> = sequences.iter().collect();
+    assert_eq!(frozen.log_probs(&all, 1.0).unwrap(), decoder.log_probs(&all, 1.0).unwrap());
+    assert!(gradients(&mut frozen, &sequences, 1.0).iter().all(|(_, g)| g.is_empty()));
+    let mut optimizer = AdamW::new(&AdamWConfig::default(), &frozen).unwrap();
+    assert_eq!(optimizer.step(&mut frozen, 1e-2).unwrap(), 0.0);
+    assert_eq!(frozen.parameters().unwrap(), decoder.parameters().unwrap());
+}
+
+#[test]
 fn threads_do_not_change_a_bit() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -521,12 +521,7 @@ impl Objective for PreferenceObjective {
             }
             TRAIN.add(&terms, preference.equal, [&statistics[0], &statistics[1]], sums);
             if let Some((lambda, loss)) = r3m {
-                sums.add("r3m/delta_mean", f64::from(terms.delta), 1.0);
-                sums.add_maximum("r3m/delta_max", f64::from(terms.delta));
-                sums.add("r3m/outlier_fraction", f64::from(u8::from(terms.delta > 0.0)), 1.0);
-                sums.add("r3m/clip_saturation", f64::from(terms.loss.slope.abs()) / lambda, 1.0);
-                sums.add_maximum("r3m/lambda", lambda);
-                sums.add_maximum("r3m/threshold", f64::from(loss.threshold()));
+                add_outlier(&loss, lambda, terms.delta, terms.loss.slope, sums);
             }
             Ok(())
         })
@@ -567,6 +562,16 @@ impl Objective for PreferenceObjective {
     fn take_notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notices)
     }
+}
+
+/// What R3M makes of one pair: its outlier value and the slope of its loss.
+pub(crate) fn add_outlier(loss: &RobustLogistic, lambda: f64, delta: f32, slope: f32, sums: &mut MetricSums) {
+    sums.add("r3m/delta_mean", f64::from(delta), 1.0);
+    sums.add_maximum("r3m/delta_max", f64::from(delta));
+    sums.add("r3m/outlier_fraction", f64::from(u8::from(delta > 0.0)), 1.0);
+    sums.add("r3m/clip_saturation", f64::from(slope.abs()) / lambda, 1.0);
+    sums.add_maximum("r3m/lambda", lambda);
+    sums.add_maximum("r3m/threshold", f64::from(loss.threshold()));
 }
 
 pub(crate) const TRAIN_DETECTION: [&str; 4] = ["r3m/auroc", "r3m/ap", "r3m/precision", "r3m/recall"];

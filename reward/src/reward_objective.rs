@@ -182,12 +182,7 @@ impl Objective for RewardObjective {
             sums.add_minimum("rewards/min", f64::from(both[0].min(both[1])));
             sums.add_maximum("rewards/max", f64::from(both[0].max(both[1])));
             if let (Some(lambda), MarginLoss::R3m(loss)) = (lambda, this.loss) {
-                sums.add("r3m/delta_mean", f64::from(terms.delta), 1.0);
-                sums.add_maximum("r3m/delta_max", f64::from(terms.delta));
-                sums.add("r3m/outlier_fraction", f64::from(u8::from(terms.delta > 0.0)), 1.0);
-                sums.add("r3m/clip_saturation", f64::from(terms.loss.slope.abs()) / lambda, 1.0);
-                sums.add_maximum("r3m/lambda", lambda);
-                sums.add_maximum("r3m/threshold", f64::from(loss.threshold()));
+                crate::dpo::add_outlier(&loss, lambda, terms.delta, terms.loss.slope, sums);
             }
             Ok(())
         })

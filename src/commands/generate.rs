@@ -106,18 +106,13 @@ fn stream(
 }
 
 fn check(generation: &GenerationConfig) -> Result<()> {
-    let positive = |value: f64| value > 0.0 && value.is_finite();
-    let share = generation.top_p > 0.0 && generation.top_p <= 1.0;
-    for (holds, flag, expected, got) in [
-        (positive(generation.temperature), "--temperature", "a finite number above 0", generation.temperature),
-        (share, "--top-p", "above 0 and at most 1", generation.top_p),
-        (positive(generation.repetition_penalty), "--repetition-penalty", "a finite number above 0", generation.repetition_penalty),
-    ] {
-        if !holds {
-            return Err(Failure::usage(format!("`{flag}` must be {expected}, got {got}"), "see `steadfast generate --help`"));
+    generation.validate().map_err(|error| match error {
+        AgentError::Config { field, expected, got } => {
+            let message = format!("`--{}` must be {expected}, got {got}", field.replace('_', "-"));
+            Failure::usage(message, "see `steadfast generate --help`")
         }
-    }
-    Ok(())
+        other => Failure::caused("cannot generate", other),
+    })
 }
 
 /// The prompts: the argument, the lines of a file, or those of standard input.

@@ -154,3 +154,59 @@ impl KvStore for DenseStore {
         self.layers.iter().flatten().map(of_row).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use steadfast_envs::Rng;
+
+    use super::*;
+
+    const WIDTH: usize = 6;
+
+    /// One layer with four query heads on two heads of keys, of three coordinates each.
+    fn store(rows: usize) -> DenseStore {
+        DenseStore { n_heads: 4, n_kv_heads: 2, head_dim: 3, layers: vec![vec![Row::default(); rows]] }
+    }
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::from_seed(seed);
+        (0..n).map(|_| rng.normal_f32()).collect()
+    }
+
+    fn attend(store: &DenseStore, row: usize, span: Span) -> Vec<f32> {
+        let mut out = vec![0.0; 12];
+        store.attend(0, row, &noise(12, 9), None, span, &mut out);
+        out
+    }
+
+    #[test]
+    fn forks_and_cut_rows_are_as_rows_that_were_written_anew() {
+        let (keys, values) = (noise(7 * WIDTH, 1), noise(7 * WIDTH, 2));
+        let write = |store: &mut DenseStore, row: usize, from: usize, to: usize| {
+            store.append(0, row, &keys[from * WIDTH..to * WIDTH], &values[from * WIDTH..to * WIDTH]);
+        };
+        let fresh = |n: usize| {
+            let mut store = store(1);
+            write(&mut store, 0, 0, n);
+            store
+        };
+        let mut forked = store(2);
+        write(&mut forked, 0, 0, 5);
+        write(&mut forked, 1, 0, 2);
+        forked.select_rows(&[0, 1, 0]);
+        // Five shared positions and two of a row of its own, keys and values.
+        assert_eq!(forked.bytes(), 4 * 2 * 7 * WIDTH);
+        write(&mut forked, 2, 5, 7);
+        assert_eq!([0, 1, 2].map(|row| forked.len(row)), [5, 2, 7]);
+        for span in [Span::Full, Span::Sliding(3), Span::Block(4)] {
+            assert_eq!(attend(&forked, 2, span), attend(&fresh(7), 0, span), "{span:?}");
+            assert_eq!(attend(&forked, 0, span), attend(&fresh(5), 0, span), "{span:?}");
+        }
+        for length in [6, 5, 3] {
+            forked.truncate(2, length);
+            assert_eq!(attend(&forked, 2, Span::Full), attend(&fresh(length), 0, Span::Full));
+        }
+        // The sibling keeps what it has.
+        assert_eq!(attend(&forked, 0, Span::Full), attend(&fresh(5), 0, Span::Full));
+    }
+}

@@ -14,6 +14,7 @@ use super::parameters::{Parameter, Values};
 use super::weights::{Names, SCORE};
 use super::{Checkpoint, DecoderConfig, DenseWeights, Head, Positions, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
 use crate::AgentError;
+use crate::llm::ops::dot;
 use crate::llm::ops::head::{statistics, statistics_plain};
 use crate::llm::ops::surrogate::surrogate;
 use crate::llm::ops::tape::read;
@@ -493,10 +494,6 @@ impl Decoder {
             }
         }
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    crate::llm::ops::dot(a, b)
 }
 
 /// Values of a fresh tensor. They depend on the seed and the name alone.

@@ -14,7 +14,7 @@ pub(crate) enum Values {
     Host {
         /// The values.
         value: Arc<Vec<f32>>,
-        /// Sums of gradients.
+        /// Sums of gradients; empty for a frozen model.
         gradient: Arc<Mutex<Vec<f32>>>,
     },
     /// On a device: `bf16` for computing, beside it the `f32` numbers that the optimiser works on.
@@ -101,7 +101,10 @@ impl Parameter {
     /// The parameter as an operand of the fused operations; they exist on the CPU alone.
     pub fn weight(&self) -> Result<Weight, AgentError> {
         match &self.values {
-            Values::Host { value, gradient } => Ok(Weight { value: value.clone(), gradient: Some(gradient.clone()) }),
+            Values::Host { value, gradient } => {
+                let is_frozen = gradient.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                Ok(Weight { value: value.clone(), gradient: (!is_frozen).then(|| gradient.clone()) })
+            }
             Values::Device { .. } => Err(AgentError::Tensor(format!("`{}` is not on the CPU", self.spec.name))),
         }
     }

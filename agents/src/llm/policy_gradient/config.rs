@@ -272,29 +272,16 @@ impl PolicyGradientConfig {
             ("update.epochs", update.epochs),
             ("update.minibatches", update.minibatches),
             ("update.micro_batch_size", update.micro_batch_size),
-            ("generation.max_new_tokens", self.generation().max_new_tokens),
         ] {
             if value == 0 {
                 return fail(field, "at least 1".to_string(), value);
             }
         }
         positive("update.learning_rate", update.learning_rate)?;
-        share("update.schedule.warmup", update.schedule.warmup)?;
-        share("update.schedule.floor", update.schedule.floor)?;
-        let optimizer = &update.optimizer;
-        for (field, value) in [("update.optimizer.beta1", optimizer.beta1), ("update.optimizer.beta2", optimizer.beta2)] {
-            if !(0.0..1.0).contains(&value) {
-                return fail(field, "from 0 to below 1".to_string(), value);
-            }
-        }
-        positive("update.optimizer.epsilon", optimizer.epsilon)?;
-        not_negative("update.optimizer.weight_decay", optimizer.weight_decay)?;
-        not_negative("update.optimizer.max_grad_norm", optimizer.max_grad_norm)?;
+        within("update.schedule", update.schedule.validate())?;
+        within("update.optimizer", update.optimizer.validate())?;
         let generation = self.generation();
-        positive("generation.temperature", generation.temperature)?;
-        if !(generation.top_p > 0.0 && generation.top_p <= 1.0) {
-            return fail("generation.top_p", "above 0 and at most 1".to_string(), generation.top_p);
-        }
+        within("generation", generation.validate())?;
         // The trainer's probabilities know nothing of what was said before, and a policy that never varies learns nothing.
         if generation.repetition_penalty != 1.0 {
             return fail("generation.repetition_penalty", "1 while a policy is trained".to_string(), generation.repetition_penalty);
@@ -304,6 +291,14 @@ impl PolicyGradientConfig {
         }
         Ok(())
     }
+}
+
+/// Puts the table's name in front of the field that one of its settings fails in.
+fn within(table: &str, checked: Result<(), AgentError>) -> Result<(), AgentError> {
+    checked.map_err(|error| match error {
+        AgentError::Config { field, expected, got } => AgentError::Config { field: format!("{table}.{field}"), expected, got },
+        other => other,
+    })
 }
 
 fn fail(field: &str, expected: String, got: impl std::fmt::Display) -> Result<(), AgentError> {
