@@ -7,7 +7,7 @@
 use steadfast_envs::Rng;
 
 use super::generate::GenerationConfig;
-use super::ops::softmax;
+use super::ops::{largest, softmax};
 
 /// Memory that is kept from token to token.
 #[derive(Debug, Default)]
@@ -22,7 +22,9 @@ impl Sampler {
     /// # Errors
     /// The reason, if a logit is NaN or all are infinite.
     pub fn choose(&mut self, logits: &[f32], config: &GenerationConfig, seen: &[u32], rng: &mut Rng) -> Result<(u32, f32), String> {
-        if let Some(i) = logits.iter().position(|z| z.is_nan() || *z == f32::INFINITY) {
+        // Without an early end, this runs in vectors. The comparison is false for NaN.
+        if logits.iter().fold(false, |found, z| found | !(*z < f32::INFINITY)) {
+            let i = logits.iter().position(|z| z.is_nan() || *z == f32::INFINITY).unwrap_or(0);
             return Err(format!("the logit of token {i} is {}", logits[i]));
         }
         // Greedy choices are recorded at the temperature, too: it is the one of the policy that is evaluated.
@@ -92,7 +94,8 @@ impl Sampler {
 
 /// The most likely token; of equals the first.
 fn first_largest(x: &[f32]) -> u32 {
-    x.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &z)| if z > best.1 { (i, z) } else { best }).0 as u32
+    let best = largest(x);
+    x.iter().position(|&z| z == best).unwrap_or(0) as u32
 }
 
 #[cfg(test)]

@@ -1,17 +1,62 @@
 //! Keys and values in `f32`, as they came.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{KvStore, LayerBias};
 use crate::llm::model::{DecoderConfig, Span};
-use crate::llm::ops::{Shared, add_scaled, dot, each, softmax};
+use crate::llm::ops::{Shared, each, softmax};
+use crate::nn::kernel::lane::{Lane, Vectorised, dispatch, isa};
 
-/// Keys and values of a run of positions, `[position, kv head, head_dim]`.
+/// Positions per panel of keys.
+const PANEL: usize = 16;
+/// Panels whose products with a query are summed side by side.
+const GROUP: usize = 4;
+/// Queries of one head that one thread takes.
+const QUERIES: usize = 16;
+
+/// Keys and values of a run of positions.
 #[derive(Debug, Clone, Default)]
 struct Run {
+    /// `[panel, coordinate of all kv heads, position in the panel]`: a query is multiplied with the keys of a panel at once.
     keys: Vec<f32>,
+    /// `[position, kv head, head_dim]`.
     values: Vec<f32>,
+}
+
+impl Run {
+    fn len(&self, width: usize) -> usize {
+        self.values.len() / width
+    }
+
+    /// Adds positions; `keys` and `values` as in [`KvStore::append`].
+    fn push(&mut self, keys: &[f32], values: &[f32], width: usize) {
+        let first = self.len(width);
+        self.values.extend_from_slice(values);
+        self.keys.resize(self.len(width).div_ceil(PANEL) * PANEL * width, 0.0);
+        for (i, key) in keys.chunks_exact(width).enumerate() {
+            let position = first + i;
+            let panel = &mut self.keys[position / PANEL * PANEL * width..][..PANEL * width];
+            panel[position % PANEL..].iter_mut().step_by(PANEL).zip(key).for_each(|(place, &x)| *place = x);
+        }
+    }
+
+    /// Forgets positions from `length` on; what is left of them in the last panel is never read.
+    fn truncate(&mut self, length: usize, width: usize) {
+        self.values.truncate(length * width);
+        self.keys.truncate(length.div_ceil(PANEL) * PANEL * width);
+    }
+
+    /// Adds all positions of another run.
+    fn extend(&mut self, other: &Self, width: usize) {
+        let mut key = vec![0.0; width];
+        for position in 0..other.len(width) {
+            let panel = &other.keys[position / PANEL * PANEL * width..][..PANEL * width];
+            key.iter_mut().zip(panel[position % PANEL..].iter().step_by(PANEL)).for_each(|(x, &place)| *x = place);
+            self.push(&key, &other.values[position * width..(position + 1) * width], width);
+        }
+    }
 }
 
 /// One layer of one row: what it shares with its siblings, and its own.
@@ -49,16 +94,139 @@ impl DenseStore {
 
 impl Row {
     fn len(&self, width: usize) -> usize {
-        (self.shared.keys.len() + self.own.keys.len()) / width
+        self.shared.len(width) + self.own.len(width)
     }
 
     /// Makes all that is there shared.
-    fn share(&mut self) {
-        if !self.own.keys.is_empty() {
-            let join = |a: &[f32], b: &[f32]| [a, b].concat();
-            let keys = join(&self.shared.keys, &self.own.keys);
-            self.shared = Arc::new(Run { keys, values: join(&self.shared.values, &self.own.values) });
+    fn share(&mut self, width: usize) {
+        if !self.own.values.is_empty() {
+            let mut whole = Run::clone(&self.shared);
+            whole.extend(&self.own, width);
+            self.shared = Arc::new(whole);
             self.own = Run::default();
+        }
+    }
+}
+
+/// Positions of a run that are seen, and where the head's coordinates stand.
+struct Seen<'a> {
+    run: &'a Run,
+    positions: Range<usize>,
+    /// Coordinates of all heads of keys.
+    width: usize,
+    /// First coordinate of the head.
+    column: usize,
+}
+
+impl Seen<'_> {
+    /// Products of `query` with the keys of `N` panels, times `scale`, into `out`.
+    #[inline(always)]
+    fn scores_of_panels<L: Lane, const N: usize>(&self, panel: usize, query: &[f32], scale: f32, out: &mut [f32]) {
+        let stride = PANEL * self.width;
+        let start = panel * stride + self.column * PANEL;
+        assert!(start + (N - 1) * stride + query.len() * PANEL <= self.run.keys.len() && out.len() >= N * PANEL, "panels lie in the run");
+        let mut lane = 0;
+        while lane < PANEL {
+            let mut sums = [L::splat(0.0); N];
+            for (i, &q) in query.iter().enumerate() {
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: the panels end within the keys, as asserted; `lane + WIDTH` is at most a panel.
+                    let keys = unsafe { L::load(self.run.keys.as_ptr().add(start + n * stride + i * PANEL + lane)) };
+                    *sum = keys.mul_add(L::splat(q), *sum);
+                }
+            }
+            for (n, sum) in sums.into_iter().enumerate() {
+                sum.mul(L::splat(scale)).write(&mut out[n * PANEL + lane..]);
+            }
+            lane += L::WIDTH;
+        }
+    }
+
+    /// Scores of the positions that are seen, added to `scores`.
+    #[inline(always)]
+    fn scores<L: Lane>(&self, query: &[f32], scale: f32, scores: &mut Vec<f32>) {
+        if self.positions.is_empty() {
+            return;
+        }
+        let (mut panel, end) = (self.positions.start / PANEL, self.positions.end.div_ceil(PANEL));
+        let mut found = [0.0; GROUP * PANEL];
+        while panel < end {
+            let n = if end - panel >= GROUP { GROUP } else { 1 };
+            match n {
+                GROUP => self.scores_of_panels::<L, GROUP>(panel, query, scale, &mut found),
+                _ => self.scores_of_panels::<L, 1>(panel, query, scale, &mut found),
+            }
+            let first = panel * PANEL;
+            scores.extend_from_slice(&found[self.positions.start.max(first) - first..self.positions.end.min(first + n * PANEL) - first]);
+            panel += n;
+        }
+    }
+
+    /// Adds `weights` times the values to `N` vectors of sums.
+    #[inline(always)]
+    fn add_values<L: Lane, const N: usize>(&self, weights: &[f32], first: usize, sums: &mut [L; N]) {
+        let rows = self.run.values.chunks_exact(self.width).skip(self.positions.start);
+        for (row, &weight) in rows.zip(weights) {
+            let row = &row[self.column + first..];
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum = L::read(&row[n * L::WIDTH..]).mul_add(L::splat(weight), *sum);
+            }
+        }
+    }
+}
+
+/// One query of one head: `out = softmax(scale * keys query + bias) values`.
+struct Attend<'a> {
+    seen: [Seen<'a>; 2],
+    query: &'a [f32],
+    scale: f32,
+    /// Added to the scores of marked positions; `marks` begin at the first that is seen.
+    bias: Option<(&'a [bool], f32)>,
+    scores: &'a mut Vec<f32>,
+    out: &'a mut [f32],
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn values<L: Lane, const N: usize>(seen: &[Seen<'_>; 2], scores: &[f32], first: usize, out: &mut [f32]) {
+        let (shared, own) = scores.split_at(seen[0].positions.len());
+        let mut sums = [L::splat(0.0); N];
+        seen[0].add_values(shared, first, &mut sums);
+        seen[1].add_values(own, first, &mut sums);
+        for (n, sum) in sums.into_iter().enumerate() {
+            sum.write(&mut out[first + n * L::WIDTH..]);
+        }
+    }
+}
+
+impl Vectorised for Attend<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lane>(self) {
+        let Self { seen, query, scale, bias, scores, out } = self;
+        scores.clear();
+        for part in &seen {
+            part.scores::<L>(query, scale, scores);
+        }
+        if let Some((marks, added)) = bias {
+            scores.iter_mut().zip(marks).filter(|(_, is_marked)| **is_marked).for_each(|(score, _)| *score += added);
+        }
+        softmax(scores);
+        let (d, mut first) = (out.len(), 0);
+        while first + 4 * L::WIDTH <= d {
+            Self::values::<L, 4>(&seen, scores, first, out);
+            first += 4 * L::WIDTH;
+        }
+        while first + L::WIDTH <= d {
+            Self::values::<L, 1>(&seen, scores, first, out);
+            first += L::WIDTH;
+        }
+        for i in first..d {
+            let values = seen.iter().flat_map(|part| {
+                part.run.values.chunks_exact(part.width).skip(part.positions.start).take(part.positions.len()).map(|row| row[part.column + i])
+            });
+            out[i] = values.zip(scores.iter()).fold(0.0, |sum, (v, &p)| v.mul_add(p, sum));
         }
     }
 }
@@ -73,58 +241,44 @@ impl KvStore for DenseStore {
     }
 
     fn append(&mut self, layer: usize, row: usize, keys: &[f32], values: &[f32]) {
-        let own = &mut self.layers[layer][row].own;
-        own.keys.extend_from_slice(keys);
-        own.values.extend_from_slice(values);
+        let width = self.width();
+        self.layers[layer][row].own.push(keys, values, width);
     }
 
     fn attend(&self, layer: usize, row: usize, queries: &[f32], bias: Option<LayerBias<'_>>, span: Span, out: &mut [f32]) {
-        let (d, width) = (self.head_dim, self.width());
+        let (d, width, n_heads) = (self.head_dim, self.width(), self.n_heads);
         let row = &self.layers[layer][row];
-        let n = queries.len() / (self.n_heads * d);
-        let (total, shared) = (row.len(width), row.shared.keys.len() / width);
-        let per_key = self.n_heads / self.n_kv_heads;
-        let first = total - n;
-        let out = Shared::new(out);
-        each(n * self.n_heads, |i| {
-            let (t, head) = (i / self.n_heads, i % self.n_heads);
-            let position = first + t;
-            let low = span.first_key(position);
-            let column = head / per_key * d;
-            let query = &queries[i * d..(i + 1) * d];
-            let scale = 1.0 / (d as f32).sqrt();
-            // The runs of the keys that are seen: shared ones, then the row's own.
-            let runs = [(&*row.shared, low.min(shared)..shared.min(position + 1), 0), (&row.own, low.max(shared)..position + 1, shared)];
-            let mut scores = Vec::with_capacity(position + 1 - low);
-            for (run, seen, offset) in runs.clone() {
-                for key in seen {
-                    let place = (key - offset) * width + column;
-                    let mut score = dot(query, &run.keys[place..place + d]) * scale;
-                    if let Some(bias) = bias.filter(|bias| bias.marks.get(key) == Some(&true)) {
-                        score += bias.per_head[head];
-                    }
-                    scores.push(score);
-                }
-            }
-            softmax(&mut scores);
-            // SAFETY: each query head of each token writes its own part.
-            let out = unsafe { out.slice(i * d..(i + 1) * d) };
-            out.fill(0.0);
-            let mut scores = scores.iter();
-            for (run, seen, offset) in runs {
-                for (key, &p) in seen.zip(scores.by_ref()) {
-                    let place = (key - offset) * width + column;
-                    add_scaled(out, p, &run.values[place..place + d]);
-                }
+        let n = queries.len() / (n_heads * d);
+        let (total, shared) = (row.len(width), row.shared.len(width));
+        assert_eq!(out.len(), queries.len(), "there is one result per query");
+        let (blocks, out) = (n.div_ceil(QUERIES), Shared::new(out));
+        each(blocks * n_heads, |i| {
+            let (block, head) = (i / n_heads, i % n_heads);
+            let column = head / (n_heads / self.n_kv_heads) * d;
+            let mut scores = Vec::with_capacity(total.next_multiple_of(PANEL));
+            for t in block * QUERIES..((block + 1) * QUERIES).min(n) {
+                let position = total - n + t;
+                let low = span.first_key(position);
+                let place = (t * n_heads + head) * d..(t * n_heads + head + 1) * d;
+                // SAFETY: each query head of each token writes its own part.
+                let out = unsafe { out.slice(place.clone()) };
+                let seen = [
+                    Seen { run: &row.shared, positions: low.min(shared)..shared.min(position + 1), width, column },
+                    Seen { run: &row.own, positions: low.max(shared) - shared..(position + 1).max(shared) - shared, width, column },
+                ];
+                let bias = bias.map(|bias| (bias.marks.get(low..).unwrap_or(&[]), bias.per_head[head]));
+                let scale = 1.0 / (d as f32).sqrt();
+                dispatch(isa(), Attend { seen, query: &queries[place], scale, bias, scores: &mut scores, out });
             }
         });
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
+        let width = self.width();
         let mut seen = HashSet::new();
         let forked: HashSet<usize> = rows.iter().copied().filter(|row| !seen.insert(*row)).collect();
         for layer in &mut self.layers {
-            forked.iter().for_each(|&row| layer[row].share());
+            forked.iter().for_each(|&row| layer[row].share(width));
             // Rows that are not forked are moved, not copied.
             *layer =
                 rows.iter().map(|&row| if forked.contains(&row) { layer[row].clone() } else { std::mem::take(&mut layer[row]) }).collect();
@@ -135,14 +289,13 @@ impl KvStore for DenseStore {
         let width = self.width();
         for layer in &mut self.layers {
             let row = &mut layer[row];
-            let shared = row.shared.keys.len();
-            if length * width < shared {
-                let cut = |x: &[f32]| x[..length * width].to_vec();
-                row.own = Run { keys: cut(&row.shared.keys), values: cut(&row.shared.values) };
+            let shared = row.shared.len(width);
+            if length < shared {
+                row.own = Run::clone(&row.shared);
+                row.own.truncate(length, width);
                 row.shared = Arc::default();
             } else {
-                row.own.keys.truncate(length * width - shared);
-                row.own.values.truncate(length * width - shared);
+                row.own.truncate(length - shared, width);
             }
         }
     }
@@ -194,8 +347,8 @@ mod tests {
         write(&mut forked, 0, 0, 5);
         write(&mut forked, 1, 0, 2);
         forked.select_rows(&[0, 1, 0]);
-        // Five shared positions and two of a row of its own, keys and values.
-        assert_eq!(forked.bytes(), 4 * 2 * 7 * WIDTH);
+        // Five shared positions and two of a row of its own: values, and a panel of keys each.
+        assert_eq!(forked.bytes(), 4 * (7 + 2 * PANEL) * WIDTH);
         write(&mut forked, 2, 5, 7);
         assert_eq!([0, 1, 2].map(|row| forked.len(row)), [5, 2, 7]);
         for span in [Span::Full, Span::Sliding(3), Span::Block(4)] {

@@ -31,7 +31,7 @@ impl<'a> RowBias<'a> {
 }
 
 /// Past keys and values of several rows.
-pub trait KvStore: Send {
+pub trait KvStore: Send + Sync {
     /// Tokens that are stored of a row, counted in the first layer.
     fn len(&self, row: usize) -> usize;
 

@@ -6,7 +6,7 @@ use crate::llm::cache::{KvStore, RowBias};
 use crate::llm::model::{Decoder, DecoderConfig, DenseLinear, DenseNorm, DenseWeights, NormKind, Positions, RopeScaling, rope_frequencies};
 use crate::llm::ops::activation::activate_rows;
 use crate::llm::ops::attention::RopeTable;
-use crate::llm::ops::moments;
+use crate::llm::ops::{Shared, each, moments, normalise};
 
 struct Layer {
     attention_norm: DenseNorm,
@@ -29,6 +29,27 @@ pub(crate) struct Transformer {
     final_norm: DenseNorm,
     head: PackedLinear,
     rope: Option<RopeTable>,
+    buffers: Buffers,
+}
+
+/// Intermediate results, kept from pass to pass; one row per token.
+#[derive(Default)]
+struct Buffers {
+    /// Entry of the new tokens and position of each token.
+    places: Vec<(usize, usize)>,
+    /// The residual stream.
+    x: Vec<f32>,
+    /// `x` normalised.
+    normal: Vec<f32>,
+    /// Queries, keys and values.
+    rows: Vec<f32>,
+    attended: Vec<f32>,
+    /// What a block adds to the residual stream.
+    added: Vec<f32>,
+    inner: Vec<f32>,
+    active: Vec<f32>,
+    /// Queries, keys and values of several tokens, one kind after the other.
+    split: Vec<f32>,
 }
 
 /// New tokens of one row of a store.
@@ -74,6 +95,7 @@ impl Transformer {
             final_norm: dense.final_norm,
             head,
             rope: None,
+            buffers: Buffers::default(),
         }
     }
 
@@ -105,99 +127,142 @@ impl Transformer {
         }
     }
 
-    /// Runs new tokens through the model and gives the logits after the last one of each row, `[row, vocab]`.
+    /// Runs new tokens through the model and gives the logits after the last one of each row, `[row, vocab]`. Each row of the
+    /// store is named at most once.
     pub fn advance(&mut self, new: &[NewTokens<'_>], store: &mut dyn KvStore, biases: Option<&[RowBias<'_>]>) -> Vec<f32> {
-        let config = self.config.clone();
-        let (hidden, d) = (config.hidden_size, config.head_dim);
         let starts: Vec<usize> = new.iter().map(|n| store.len(n.row)).collect();
         self.prepare(new.iter().zip(&starts).map(|(n, start)| start + n.tokens.len()).max().unwrap_or(0));
-        let total: usize = new.iter().map(|n| n.tokens.len()).sum();
-        // Position of each token, and the entry of `new` that it belongs to.
-        let places: Vec<(usize, usize)> =
-            new.iter().enumerate().flat_map(|(i, n)| (0..n.tokens.len()).map(move |t| (i, t))).map(|(i, t)| (i, starts[i] + t)).collect();
-        let mut x = Vec::with_capacity(total * hidden);
-        for (&token, &(_, position)) in new.iter().flat_map(|n| n.tokens).zip(&places) {
-            let start = x.len();
-            x.extend_from_slice(&self.embedding[token as usize * hidden..][..hidden]);
-            if let Some(table) = &self.positions {
-                x[start..].iter_mut().zip(&table[position * hidden..]).for_each(|(x, p)| *x += p);
-            }
-        }
-        let (query, key) = (config.n_heads * d, config.n_kv_heads * d);
-        let mut normal = vec![0.0; total * hidden];
-        let mut rows = vec![0.0; total * (query + 2 * key)];
-        let mut attended = vec![0.0; total * query];
-        let mut added = vec![0.0; total * hidden];
-        let mut inner = Vec::new();
-        let mut active = vec![0.0; total * config.intermediate_size];
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let b = &mut buffers;
+        self.embed(new, &starts, b);
+        let config = &self.config;
+        let (hidden, query, key) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        let total = b.places.len();
+        b.normal.resize(total * hidden, 0.0);
+        b.added.resize(total * hidden, 0.0);
+        b.rows.resize(total * (query + 2 * key), 0.0);
+        b.attended.resize(total * query, 0.0);
+        b.active.resize(total * config.intermediate_size, 0.0);
         for (l, layer) in self.layers.iter().enumerate() {
-            self.norm(&layer.attention_norm, &x, &mut normal);
-            layer.qkv.apply(&normal, &mut rows);
-            for (row, &(_, position)) in rows.chunks_exact_mut(query + 2 * key).zip(&places) {
-                let (heads, _) = row.split_at_mut(query + key);
-                for (h, head) in heads.chunks_exact_mut(d).enumerate() {
-                    if let Some(weight) = if h < config.n_heads { &layer.q_norm } else { &layer.k_norm } {
-                        let (_, inverse) = moments(head, false, config.norm_eps as f32);
-                        head.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
-                    }
-                    if let Some(rope) = &self.rope {
-                        rope.rotate(&mut head[..2 * rope.half], position, false);
-                    }
-                }
-            }
-            let mut first = 0;
-            for (i, n) in new.iter().enumerate() {
-                let range = first..first + n.tokens.len();
-                first = range.end;
-                let width = query + 2 * key;
-                let part = |from: usize, size: usize| -> Vec<f32> {
-                    rows[range.start * width..range.end * width]
-                        .chunks_exact(width)
-                        .flat_map(|row| &row[from..from + size])
-                        .copied()
-                        .collect()
-                };
-                store.append(l, n.row, &part(query, key), &part(query + key, key));
-                let bias = biases.map(|biases| biases[i].of_layer(l));
-                store.attend(l, n.row, &part(0, query), bias, config.spans[l], &mut attended[range.start * query..range.end * query]);
-            }
-            layer.out.apply(&attended, &mut added);
+            self.norm(&layer.attention_norm, &b.x, &mut b.normal);
+            layer.qkv.apply(&b.normal, &mut b.rows);
+            self.turn(layer, b);
+            self.attend(l, new, store, biases, b);
+            layer.out.apply(&b.attended, &mut b.added);
             if config.parallel_residual {
-                self.norm(&layer.mlp_norm, &x, &mut normal);
-                x.iter_mut().zip(&added).for_each(|(x, a)| *x += a);
+                self.norm(&layer.mlp_norm, &b.x, &mut b.normal);
+                b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
             } else {
-                x.iter_mut().zip(&added).for_each(|(x, a)| *x += a);
-                self.norm(&layer.mlp_norm, &x, &mut normal);
+                b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
+                self.norm(&layer.mlp_norm, &b.x, &mut b.normal);
             }
-            inner.resize(total * layer.inner.output(), 0.0);
-            layer.inner.apply(&normal, &mut inner);
-            activate_rows(&inner, config.activation, config.is_gated, config.intermediate_size, &mut active);
-            layer.down.apply(&active, &mut added);
-            x.iter_mut().zip(&added).for_each(|(x, a)| *x += a);
+            b.inner.resize(total * layer.inner.output(), 0.0);
+            layer.inner.apply(&b.normal, &mut b.inner);
+            activate_rows(&b.inner, config.activation, config.is_gated, config.intermediate_size, &mut b.active);
+            layer.down.apply(&b.active, &mut b.added);
+            b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
         }
-        let mut last = Vec::with_capacity(new.len() * hidden);
+        // The last token of each row.
         let mut end = 0;
-        for n in new {
+        for (i, n) in new.iter().enumerate() {
             end += n.tokens.len();
-            last.extend_from_slice(&x[(end - 1) * hidden..end * hidden]);
+            b.added[i * hidden..(i + 1) * hidden].copy_from_slice(&b.x[(end - 1) * hidden..end * hidden]);
         }
-        let mut normal = vec![0.0; last.len()];
-        self.norm(&self.final_norm, &last, &mut normal);
+        let last = new.len() * hidden;
+        self.norm(&self.final_norm, &b.added[..last], &mut b.normal[..last]);
         let mut logits = vec![0.0; new.len() * config.vocab_size];
-        self.head.apply(&normal, &mut logits);
+        self.head.apply(&b.normal[..last], &mut logits);
+        self.buffers = buffers;
         logits
     }
 
+    /// Embeds the new tokens and notes their places.
+    fn embed(&self, new: &[NewTokens<'_>], starts: &[usize], b: &mut Buffers) {
+        let hidden = self.config.hidden_size;
+        b.places.clear();
+        b.x.clear();
+        for (i, (n, start)) in new.iter().zip(starts).enumerate() {
+            for (t, &token) in n.tokens.iter().enumerate() {
+                let position = start + t;
+                b.places.push((i, position));
+                let place = b.x.len();
+                b.x.extend_from_slice(&self.embedding[token as usize * hidden..][..hidden]);
+                if let Some(table) = &self.positions {
+                    b.x[place..].iter_mut().zip(&table[position * hidden..]).for_each(|(x, p)| *x += p);
+                }
+            }
+        }
+    }
+
+    /// Norms of single heads, and rotary positions.
+    fn turn(&self, layer: &Layer, b: &mut Buffers) {
+        let (config, d) = (&self.config, self.config.head_dim);
+        if self.rope.is_none() && layer.q_norm.is_none() && layer.k_norm.is_none() {
+            return;
+        }
+        let (turned, width) = ((config.n_heads + config.n_kv_heads) * d, (config.n_heads + 2 * config.n_kv_heads) * d);
+        for (row, &(_, position)) in b.rows.chunks_exact_mut(width).zip(&b.places) {
+            for (h, head) in row[..turned].chunks_exact_mut(d).enumerate() {
+                if let Some(weight) = if h < config.n_heads { &layer.q_norm } else { &layer.k_norm } {
+                    let (_, inverse) = moments(head, false, config.norm_eps as f32);
+                    head.iter_mut().zip(weight).for_each(|(x, w)| *x = *x * inverse * w);
+                }
+                if let Some(rope) = &self.rope {
+                    rope.rotate(&mut head[..2 * rope.half], position, false);
+                }
+            }
+        }
+    }
+
+    /// Hands keys and values of one layer to the store, and the queries, which attend row by row.
+    fn attend(&self, l: usize, new: &[NewTokens<'_>], store: &mut dyn KvStore, biases: Option<&[RowBias<'_>]>, b: &mut Buffers) {
+        let config = &self.config;
+        let (query, key) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        let width = query + 2 * key;
+        let firsts: Vec<usize> = new
+            .iter()
+            .scan(0, |end, n| {
+                *end += n.tokens.len();
+                Some(*end - n.tokens.len())
+            })
+            .collect();
+        // A single token's parts stand in one piece as they are; those of several tokens are gathered.
+        let (queries, stride): (&[f32], usize) = if new.iter().all(|n| n.tokens.len() == 1) {
+            for (n, row) in new.iter().zip(b.rows.chunks_exact(width)) {
+                let (_, rest) = row.split_at(query);
+                store.append(l, n.row, &rest[..key], &rest[key..]);
+            }
+            (&b.rows, width)
+        } else {
+            let total = b.places.len();
+            b.split.resize(total * width, 0.0);
+            let (queries, rest) = b.split.split_at_mut(total * query);
+            let (keys, values) = rest.split_at_mut(total * key);
+            for (t, row) in b.rows.chunks_exact(width).enumerate() {
+                queries[t * query..(t + 1) * query].copy_from_slice(&row[..query]);
+                keys[t * key..(t + 1) * key].copy_from_slice(&row[query..query + key]);
+                values[t * key..(t + 1) * key].copy_from_slice(&row[query + key..]);
+            }
+            for (n, &first) in new.iter().zip(&firsts) {
+                let place = first * key..(first + n.tokens.len()) * key;
+                store.append(l, n.row, &keys[place.clone()], &values[place]);
+            }
+            (queries, query)
+        };
+        let (store, attended, span) = (&*store, Shared::new(&mut b.attended), config.spans[l]);
+        each(new.len(), |i| {
+            let (first, n) = (firsts[i], new[i].tokens.len());
+            // SAFETY: each entry has tokens of its own.
+            let out = unsafe { attended.slice(first * query..(first + n) * query) };
+            let queries = &queries[first * stride..][..n * query];
+            store.attend(l, new[i].row, queries, biases.map(|biases| biases[i].of_layer(l)), span, out);
+        });
+    }
+
     fn norm(&self, norm: &DenseNorm, x: &[f32], out: &mut [f32]) {
-        let (width, is_centred) = (self.config.hidden_size, self.config.norm == NormKind::Layer);
+        let (width, is_centred, eps) = (self.config.hidden_size, self.config.norm == NormKind::Layer, self.config.norm_eps as f32);
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            let (mean, inverse) = moments(x, is_centred, self.config.norm_eps as f32);
-            for ((out, x), w) in out.iter_mut().zip(x).zip(&norm.weight) {
-                *out = (x - mean) * inverse * w;
-            }
-            if let Some(bias) = &norm.bias {
-                out.iter_mut().zip(bias).for_each(|(out, b)| *out += b);
-            }
+            normalise(x, &norm.weight, norm.bias.as_deref(), is_centred, eps, out);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor};
 
-use super::kernel::{Matrix, Shared, dot, each, product, softmax, softmax_backward};
+use super::kernel::{Matrix, Shared, dot, each, product, rotate, softmax, softmax_backward};
 use super::tape::{read, slice};
 use crate::llm::model::Span;
 
@@ -45,11 +45,7 @@ impl RopeTable {
     pub fn rotate(&self, x: &mut [f32], position: usize, back: bool) {
         let place = position * self.half..(position + 1) * self.half;
         let (left, right) = x.split_at_mut(self.half);
-        let turns = self.cos[place.clone()].iter().zip(&self.sin[place]);
-        for ((a, b), (&c, &s)) in left.iter_mut().zip(right).zip(turns) {
-            let s = if back { -s } else { s };
-            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-        }
+        rotate(left, right, &self.cos[place.clone()], &self.sin[place], back);
     }
 }
 

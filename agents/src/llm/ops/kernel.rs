@@ -169,7 +169,7 @@ impl Vectorised for Dot<'_> {
     #[inline(always)]
     fn run<L: Lane>(self) -> f32 {
         let (a, b) = (self.0, &self.1[..self.0.len()]);
-        sum_of(a.len(), |i| a[i] * b[i])
+        sum_of(a.len(), #[inline(always)] |i| a[i] * b[i])
     }
 }
 
@@ -178,22 +178,36 @@ pub(in crate::llm) fn dot(a: &[f32], b: &[f32]) -> f32 {
     dispatch(isa(), Dot(a, b))
 }
 
-struct AddScaled<'a>(&'a mut [f32], f32, &'a [f32]);
+struct Rotate<'a> {
+    left: &'a mut [f32],
+    right: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+    /// 1, or -1 for the transposed map.
+    sign: f32,
+}
 
-impl Vectorised for AddScaled<'_> {
+impl Vectorised for Rotate<'_> {
     type Out = ();
     #[inline(always)]
     fn run<L: Lane>(self) {
-        for (o, &x) in self.0.iter_mut().zip(self.2) {
-            *o += self.1 * x;
+        let n = self.left.len();
+        let (left, right, cos, sin) = (&mut self.left[..n], &mut self.right[..n], &self.cos[..n], &self.sin[..n]);
+        for i in 0..n {
+            let (a, b, c, s) = (left[i], right[i], cos[i], self.sign * sin[i]);
+            left[i] = a * c - b * s;
+            right[i] = b * c + a * s;
         }
     }
 }
 
-/// `out += factor * x`.
-pub(in crate::llm) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
-    dispatch(isa(), AddScaled(out, factor, x));
+/// Turns the points `(left, right)` by angles, or back by them.
+pub(super) fn rotate(left: &mut [f32], right: &mut [f32], cos: &[f32], sin: &[f32], back: bool) {
+    dispatch(isa(), Rotate { left, right, cos, sin, sign: if back { -1.0 } else { 1.0 } });
 }
+
+// Closures do not have the instructions of the function that they stand in. Those below are small and marked
+// `#[inline(always)]`: one that is compiled by itself would call a function for every single instruction.
 
 /// Applies `f` to whole vectors of a slice; the rest goes through a padded vector.
 #[inline(always)]
@@ -226,6 +240,21 @@ fn largest_of(x: &[f32]) -> f32 {
     largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
+struct Largest<'a>(&'a [f32]);
+
+impl Vectorised for Largest<'_> {
+    type Out = f32;
+    #[inline(always)]
+    fn run<L: Lane>(self) -> f32 {
+        largest_of(self.0)
+    }
+}
+
+/// The largest number that is none; minus infinity if there is none.
+pub(in crate::llm) fn largest(x: &[f32]) -> f32 {
+    dispatch(isa(), Largest(x))
+}
+
 struct Softmax<'a>(&'a mut [f32]);
 
 impl Vectorised for Softmax<'_> {
@@ -234,8 +263,8 @@ impl Vectorised for Softmax<'_> {
     fn run<L: Lane>(self) -> (f32, f32) {
         let x = self.0;
         let largest = largest_of(x);
-        map_lanes::<L>(x, |v| exp(v.sub(L::splat(largest))));
-        let sum = sum_of(x.len(), |i| x[i]);
+        map_lanes::<L>(x, #[inline(always)] |v| exp(v.sub(L::splat(largest))));
+        let sum = sum_of(x.len(), #[inline(always)] |i| x[i]);
         let inverse = 1.0 / sum;
         for v in x.iter_mut() {
             *v *= inverse;
@@ -325,7 +354,7 @@ impl Vectorised for SiluGate<'_> {
     #[inline(always)]
     fn run<L: Lane>(self) {
         self.out.copy_from_slice(self.gate);
-        map_lanes::<L>(self.out, |x| x.mul(sigmoid(x)));
+        map_lanes::<L>(self.out, #[inline(always)] |x| x.mul(sigmoid(x)));
         for (o, &u) in self.out.iter_mut().zip(self.up) {
             *o *= u;
         }
@@ -353,7 +382,7 @@ impl Vectorised for SiluGateBackward<'_> {
         let (gate, up, grad) = (self.gate, &self.up[..n], &self.grad[..n]);
         let (gate_grad, up_grad) = (&mut self.gate_grad[..n], &mut self.up_grad[..n]);
         up_grad.copy_from_slice(gate);
-        map_lanes::<L>(up_grad, sigmoid);
+        map_lanes::<L>(up_grad, #[inline(always)] |x| sigmoid(x));
         for i in 0..n {
             let s = up_grad[i];
             let active = gate[i] * s;
@@ -381,8 +410,8 @@ impl Vectorised for Moments<'_> {
     fn run<L: Lane>(self) -> (f32, f32) {
         let x = self.x;
         let n = x.len() as f32;
-        let mean = if self.centred { sum_of(x.len(), |i| x[i]) / n } else { 0.0 };
-        let variance = sum_of(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+        let mean = if self.centred { sum_of(x.len(), #[inline(always)] |i| x[i]) / n } else { 0.0 };
+        let variance = sum_of(x.len(), #[inline(always)] |i| (x[i] - mean) * (x[i] - mean)) / n;
         (mean, 1.0 / (variance + self.eps).sqrt())
     }
 }
@@ -390,6 +419,37 @@ impl Vectorised for Moments<'_> {
 /// Mean (0 unless `centred`) and inverse root of the mean square around it plus `eps`.
 pub(in crate::llm) fn moments(x: &[f32], centred: bool, eps: f32) -> (f32, f32) {
     dispatch(isa(), Moments { x, centred, eps })
+}
+
+struct Normalise<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    centred: bool,
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Vectorised for Normalise<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<L: Lane>(self) {
+        let Self { x, weight, bias, centred, eps, out } = self;
+        let (mean, inverse) = Moments { x, centred, eps }.run::<L>();
+        let n = out.len();
+        let (x, weight) = (&x[..n], &weight[..n]);
+        for i in 0..n {
+            out[i] = (x[i] - mean) * inverse * weight[i];
+        }
+        if let Some(bias) = bias {
+            out.iter_mut().zip(bias).for_each(|(out, b)| *out += b);
+        }
+    }
+}
+
+/// A row with mean 0 (if `centred`) and mean square 1, times the weight, plus the bias.
+pub(in crate::llm) fn normalise(x: &[f32], weight: &[f32], bias: Option<&[f32]>, centred: bool, eps: f32, out: &mut [f32]) {
+    dispatch(isa(), Normalise { x, weight, bias, centred, eps, out });
 }
 
 struct NormBackward<'a> {
@@ -411,8 +471,8 @@ impl Vectorised for NormBackward<'_> {
         let (x, weight, grad) = (self.x, &self.weight[..n], &self.grad[..n]);
         let (out, weight_grad) = (&mut self.out[..n], &mut self.weight_grad[..n]);
         let (mean, inverse) = (self.mean, self.inverse);
-        let along = sum_of(n, |i| grad[i] * weight[i] * (x[i] - mean)) * inverse / n as f32;
-        let level = if self.centred { sum_of(n, |i| grad[i] * weight[i]) / n as f32 } else { 0.0 };
+        let along = sum_of(n, #[inline(always)] |i| grad[i] * weight[i] * (x[i] - mean)) * inverse / n as f32;
+        let level = if self.centred { sum_of(n, #[inline(always)] |i| grad[i] * weight[i]) / n as f32 } else { 0.0 };
         for i in 0..n {
             let normal = (x[i] - mean) * inverse;
             weight_grad[i] += grad[i] * normal;

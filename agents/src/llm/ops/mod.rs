@@ -14,4 +14,4 @@ pub(crate) mod norm;
 pub(crate) mod surrogate;
 pub(crate) mod tape;
 
-pub(super) use kernel::{AdamWStep, Shared, add_scaled, dot, each, in_pieces_of, moments, softmax, sum_of_squares};
+pub(super) use kernel::{AdamWStep, Shared, dot, each, in_pieces_of, largest, moments, normalise, softmax, sum_of_squares};

@@ -4,7 +4,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
 
-use super::kernel::{Shared, in_pieces, moments, norm_backward};
+use super::kernel::{Shared, in_pieces, moments, norm_backward, normalise};
 use super::tape::{Weight, read, slice};
 
 /// A norm.
@@ -37,18 +37,13 @@ impl CustomOp1 for Norm {
         let mut y = x.to_vec();
         let shared = Shared::new(&mut y);
         in_pieces(tokens, |rows| {
-            // SAFETY: pieces are disjoint ranges of rows.
-            let y = unsafe { shared.slice(rows.start * features..rows.end * features) };
-            for row in y.chunks_exact_mut(features) {
+            for t in rows {
                 for &(first, w) in &self.stretches {
-                    let stretch = &mut row[first..first + self.width];
-                    let (mean, inverse) = moments(stretch, self.is_centred, self.eps);
-                    for (x, w) in stretch.iter_mut().zip(self.weights[w].value.iter()) {
-                        *x = (*x - mean) * inverse * w;
-                    }
-                    if let Some(bias) = self.biases.get(w) {
-                        stretch.iter_mut().zip(bias.value.iter()).for_each(|(x, b)| *x += b);
-                    }
+                    let place = t * features + first..t * features + first + self.width;
+                    // SAFETY: pieces are disjoint ranges of rows.
+                    let y = unsafe { shared.slice(place.clone()) };
+                    let bias = self.biases.get(w).map(|bias| bias.value.as_slice());
+                    normalise(&x[place], &self.weights[w].value, bias, self.is_centred, self.eps, y);
                 }
             }
         });
