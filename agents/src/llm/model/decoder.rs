@@ -1,23 +1,24 @@
 //! A decoder with its parameters: what it says of token sequences, and the gradients of losses of that.
 //!
 //! Sequences are packed one behind the other; nothing is padded, so what stands beside a sequence in a batch cannot change
-//! what is said of it. The backbone runs on candle's tape ([`super::forward`]); the head does not: it is visited group by
-//! group, with one buffer of logits, and its gradient enters the tape at the last hidden states.
+//! what is said of it. The backbone runs on a tape ([`super::forward`]); the head does not: it is visited group by group, with
+//! one buffer of logits, and its gradient enters the tape at the last hidden states.
 
 use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use steadfast_envs::SeedTree;
 
-use super::forward::{Forward, Packed, Steering};
+use super::forward::{Forward, Packed, States, Steering};
 use super::parameters::{Parameter, Values};
 use super::weights::{Names, SCORE};
 use super::{Checkpoint, DecoderConfig, DenseWeights, Head, Positions, TensorInit, TensorSpec, expected_tensors, save_checkpoint};
 use crate::AgentError;
 use crate::llm::ops::dot;
 use crate::llm::ops::head::{statistics, statistics_plain};
-use crate::llm::ops::surrogate::surrogate;
-use crate::llm::ops::tape::read;
+use crate::llm::ops::tape::{Buffer, Pool, read};
 use crate::llm::sequence::{TokenSequence, TokenStatistics};
 
 /// Loss of one group of sequences (a pair, or a single one): gets the group's index and the statistics of its completions,
@@ -50,6 +51,8 @@ pub struct Decoder {
     parameters: Vec<Parameter>,
     /// Plain operations of candle in place of the fused ones: on devices, and for comparison.
     is_plain: bool,
+    /// Room for the results of fused operations.
+    pool: Arc<Pool>,
 }
 
 impl Decoder {
@@ -68,7 +71,8 @@ impl Decoder {
     }
 
     fn from_parameters(config: DecoderConfig, scalar_head: bool, parameters: Vec<Parameter>, device: &Device) -> Result<Self, AgentError> {
-        Ok(Self { config, device: device.clone(), has_scalar_head: scalar_head, parameters, is_plain: !device.is_cpu() })
+        let is_plain = !device.is_cpu();
+        Ok(Self { config, device: device.clone(), has_scalar_head: scalar_head, parameters, is_plain, pool: Arc::default() })
     }
 
     /// Reads a folder as Hugging Face writes it: `config.json`, one or several safetensors files. A reward model (it has
@@ -151,6 +155,10 @@ impl Decoder {
 
     pub(super) fn is_plain(&self) -> bool {
         self.is_plain
+    }
+
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     /// Numbers that are trained.
@@ -247,6 +255,10 @@ impl Decoder {
             Values::Host { value, .. } => Tensor::from_slice(value, shape, &self.device)?,
             Values::Device { compute, .. } => compute.as_tensor().detach(),
         };
+        let hidden = match hidden {
+            States::Plain(hidden) => hidden,
+            States::Fused(hidden) => Tensor::from_slice(hidden.values(), (tokens.len(), hidden.width()), &self.device)?,
+        };
         Ok(hidden.matmul(&weight.t()?)?.to_dtype(DType::F32)?)
     }
 
@@ -277,15 +289,18 @@ impl Decoder {
             let name = self.head_name();
             let mut buffer = Vec::new();
             for (sequence, rows) in sequences.iter().zip(&rows) {
-                all.push(if self.is_plain {
-                    let weight = forward.tensor(&name)?;
-                    statistics_plain(&rows.pick(&hidden)?, &weight.detach(), sequence.completion(), temperature)?.0
-                } else {
-                    let weight = self.named(&name)?.weight()?;
-                    let hidden = read(&hidden, |h| Ok(rows.gather(h, self.config.hidden_size)))?;
-                    let (found, rest) = statistics(&hidden, &weight.value, sequence.completion(), temperature, buffer);
-                    buffer = rest.into_buffer();
-                    found
+                all.push(match &hidden {
+                    States::Plain(hidden) => {
+                        let weight = forward.tensor(&name)?;
+                        statistics_plain(&rows.pick(hidden)?, &weight.detach(), sequence.completion(), temperature)?.0
+                    }
+                    States::Fused(hidden) => {
+                        let weight = self.named(&name)?.weight()?;
+                        let picked = rows.gather(hidden.values(), self.config.hidden_size);
+                        let (found, rest) = statistics(&picked, &weight.value, sequence.completion(), temperature, buffer);
+                        buffer = rest.into_buffer();
+                        found
+                    }
                 });
             }
         }
@@ -309,57 +324,59 @@ impl Decoder {
         let width = self.config.hidden_size;
         let name = self.head_name();
         let forward = Forward::new(self, packed, &Steering::default(), true)?;
-        let embedded = Var::from_tensor(&forward.embed()?)?;
-        let hidden = forward.hidden(embedded.as_tensor())?;
+        let embedded = forward.embed()?;
+        let hidden = forward.hidden(&embedded)?;
+        // Rows, targets and lengths of a group, then its slopes from its statistics.
         let mut first = 0;
-        let mut host_grad = if self.is_plain { Vec::new() } else { vec![0.0_f32; hidden.elem_count()] };
-        let (mut plain_grad, mut head_grad): (Option<Tensor>, Option<Tensor>) = (None, None);
-        let mut buffer = Vec::new();
-        for (g, group) in groups.iter().enumerate() {
+        let of_group = |group: &[&TokenSequence]| {
             let group_rows = Rows::join(&rows[first..first + group.len()]);
             first += group.len();
             let targets: Vec<u32> = group.iter().flat_map(|s| s.completion()).copied().collect();
-            let lengths: Vec<usize> = group.iter().map(|s| s.completion().len()).collect();
-            let mut answer = |joined: &TokenStatistics| {
-                let statistics = split(joined, &lengths);
-                let mut slopes: Vec<Vec<f32>> = lengths.iter().map(|&n| vec![0.0; n]).collect();
-                loss(g, &statistics, &mut slopes)?;
-                Ok::<_, AgentError>(slopes.concat())
-            };
-            if self.is_plain {
-                let weight = forward.tensor(&name)?.detach();
-                let picked = group_rows.pick(&hidden.detach())?;
-                let (found, rest) = statistics_plain(&picked, &weight, &targets, temperature)?;
-                let (grad, weight_grad) = rest.backward(&picked, &weight, &answer(&found)?, temperature)?;
-                let zeros = match plain_grad.take() {
-                    Some(grad) => grad,
-                    None => hidden.detach().zeros_like()?,
-                };
-                plain_grad = Some(zeros.index_add(&group_rows.tensor(&self.device)?, &grad, 0)?);
-                head_grad = Some(match head_grad.take() {
-                    Some(sum) => (sum + weight_grad)?,
-                    None => weight_grad,
-                });
-            } else {
-                let weight = self.named(&name)?.weight()?;
-                let picked = read(&hidden, |h| Ok(group_rows.gather(h, width)))?;
-                let (found, rest) = statistics(&picked, &weight.value, &targets, temperature, buffer);
-                let (grad, rest) = rest.backward(&picked, &weight, &targets, &answer(&found)?, temperature);
-                buffer = rest;
-                group_rows.scatter(&grad, width, &mut host_grad);
-            }
-        }
-        let grad = match plain_grad {
-            Some(grad) => grad,
-            None => Tensor::from_vec(host_grad, hidden.dims(), &self.device)?,
+            (group_rows, targets)
         };
-        let (packed, variables) = self.backward(&hidden, grad, &embedded, forward)?;
-        self.add_gradients(&packed, variables)?;
-        if let Some(grad) = head_grad {
-            let i = self.index(&name)?;
-            self.parameters[i].add_gradient(&grad)?;
-        }
-        Ok(())
+        let mut answer = |g: usize, joined: &TokenStatistics| {
+            let lengths: Vec<usize> = groups[g].iter().map(|s| s.completion().len()).collect();
+            let statistics = split(joined, &lengths);
+            let mut slopes: Vec<Vec<f32>> = lengths.iter().map(|&n| vec![0.0; n]).collect();
+            loss(g, &statistics, &mut slopes)?;
+            Ok::<_, AgentError>(slopes.concat())
+        };
+        let parts = groups.iter().map(|group| group.as_slice()).map(of_group);
+        let (grad, head_grad) = match &hidden {
+            States::Plain(hidden) => {
+                let weight = forward.tensor(&name)?.detach();
+                let mut grad = hidden.detach().zeros_like()?;
+                let mut head_grad: Option<Tensor> = None;
+                for (g, (rows, targets)) in parts.enumerate() {
+                    let picked = rows.pick(&hidden.detach())?;
+                    let (found, rest) = statistics_plain(&picked, &weight, &targets, temperature)?;
+                    let (of_rows, of_weight) = rest.backward(&picked, &weight, &answer(g, &found)?, temperature)?;
+                    grad = grad.index_add(&rows.tensor(&self.device)?, &of_rows, 0)?;
+                    head_grad = Some(match head_grad {
+                        Some(sum) => (sum + of_weight)?,
+                        None => of_weight,
+                    });
+                }
+                (HiddenGradient::Plain(grad), head_grad)
+            }
+            States::Fused(hidden) => {
+                let weight = self.named(&name)?.weight()?;
+                let mut grad = forward.buffer(hidden.values().len());
+                grad.fill(0.0);
+                let mut buffer = Vec::new();
+                for (g, (rows, targets)) in parts.enumerate() {
+                    let picked = rows.gather(hidden.values(), width);
+                    let (found, rest) = statistics(&picked, &weight.value, &targets, temperature, buffer);
+                    let (of_rows, rest) = rest.backward(&picked, &weight, &targets, &answer(g, &found)?, temperature);
+                    buffer = rest;
+                    rows.scatter(&of_rows, width, &mut grad);
+                }
+                (HiddenGradient::Fused(grad), None)
+            }
+        };
+        let mut found = go_back(forward, &embedded, &hidden, grad)?;
+        found.named.extend(head_grad.map(|grad| (name, grad)));
+        self.add_gradients(found)
     }
 
     /// Scores of the scalar head without gradient, `[sequence][position]`.
@@ -372,12 +389,9 @@ impl Decoder {
         for (_, sequences) in pieces(sequences) {
             let rows = Rows::of_scores(sequences, positions)?;
             let forward = Forward::new(self, Packed::of(sequences, &self.config)?, &Steering::default(), false)?;
-            let hidden = forward.hidden(&forward.embed()?)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-            for rows in rows {
-                all.push(
-                    read(&hidden, |h| Ok(rows.gather(h, weight.len())))?.chunks_exact(weight.len()).map(|h| dot(h, &weight)).collect(),
-                );
-            }
+            let hidden = forward.hidden(&forward.embed()?)?;
+            let score = |hidden: &[f32], rows: &Rows| rows.gather(hidden, weight.len()).chunks_exact(weight.len()).map(|h| dot(h, &weight)).collect();
+            all.extend(hidden.read(|hidden| rows.iter().map(|rows| score(hidden, rows)).collect::<Vec<Vec<f32>>>())?);
         }
         Ok(all)
     }
@@ -397,19 +411,20 @@ impl Decoder {
         let sequences: Vec<&TokenSequence> = groups.iter().flatten().copied().collect();
         let rows = Rows::of_scores(&sequences, positions)?;
         let forward = Forward::new(self, Packed::of(&sequences, &self.config)?, &Steering::default(), true)?;
-        let embedded = Var::from_tensor(&forward.embed()?)?;
-        let hidden = forward.hidden(embedded.as_tensor())?;
-        let host = hidden.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-        let (mut grad, mut weight_grad) = (vec![0.0_f32; hidden.elem_count()], vec![0.0_f32; width]);
+        let embedded = forward.embed()?;
+        let hidden = forward.hidden(&embedded)?;
+        let all_picked: Vec<Vec<f32>> = hidden.read(|h| rows.iter().map(|r| r.gather(h, width)).collect())?;
+        let n_tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+        let (mut grad, mut weight_grad) = (forward.buffer(n_tokens * width), vec![0.0_f32; width]);
+        grad.fill(0.0);
         let mut first = 0;
         for (g, group) in groups.iter().enumerate() {
-            let rows = &rows[first..first + group.len()];
+            let (rows, picked) = (&rows[first..first + group.len()], &all_picked[first..first + group.len()]);
             first += group.len();
-            let picked: Vec<Vec<f32>> = rows.iter().map(|r| read(&host, |h| Ok(r.gather(h, width)))).collect::<Result<_, _>>()?;
             let scores: Vec<Vec<f32>> = picked.iter().map(|p| p.chunks_exact(width).map(|h| dot(h, &weight)).collect()).collect();
             let mut slopes: Vec<Vec<f32>> = scores.iter().map(|s| vec![0.0; s.len()]).collect();
             loss(g, &scores, &mut slopes)?;
-            for ((rows, picked), slopes) in rows.iter().zip(&picked).zip(&slopes) {
+            for ((rows, picked), slopes) in rows.iter().zip(picked).zip(&slopes) {
                 for ((&row, hidden), &slope) in rows.0.iter().zip(picked.chunks_exact(width)).zip(slopes) {
                     let grad = &mut grad[row as usize * width..][..width];
                     for i in 0..width {
@@ -419,71 +434,41 @@ impl Decoder {
                 }
             }
         }
-        let grad = Tensor::from_vec(grad, hidden.dims(), &Device::Cpu)?.to_device(&self.device)?.to_dtype(hidden.dtype())?;
-        let (packed, variables) = self.backward(&hidden, grad, &embedded, forward)?;
-        self.add_gradients(&packed, variables)?;
+        let grad = match &hidden {
+            States::Plain(hidden) => {
+                let grad = Tensor::from_slice(&grad, hidden.dims(), &Device::Cpu)?.to_device(&self.device)?.to_dtype(hidden.dtype())?;
+                HiddenGradient::Plain(grad)
+            }
+            States::Fused(_) => HiddenGradient::Fused(grad),
+        };
+        let found = go_back(forward, &embedded, &hidden, grad)?;
+        self.add_gradients(found)?;
         let i = self.index(SCORE)?;
         let weight_grad = Tensor::from_vec(weight_grad, (1, width), &Device::Cpu)?.to_device(&self.device)?;
         self.parameters[i].add_gradient(&weight_grad)
     }
 
-    /// Runs the tape. Gives the batch, and gradients of what the plain operations read, by name; that of the embedded tokens
-    /// under the empty name.
-    fn backward(
-        &self,
-        hidden: &Tensor,
-        grad: Tensor,
-        embedded: &Var,
-        forward: Forward<'_>,
-    ) -> Result<(Packed, Vec<(String, Tensor)>), AgentError> {
-        let store = surrogate(hidden, grad)?.backward()?;
-        let mut gradients = Vec::new();
-        for (name, variable) in forward.variables() {
-            if let Some(grad) = store.get(&variable) {
-                gradients.push((name, grad.clone()));
-            }
+    /// Adds what a pass found, besides what fused operations added on their way.
+    fn add_gradients(&mut self, found: Found) -> Result<(), AgentError> {
+        for (name, grad) in found.named {
+            let i = self.index(&name)?;
+            self.parameters[i].add_gradient(&grad)?;
         }
-        if let Some(grad) = store.get(embedded) {
-            gradients.push((String::new(), grad.clone()));
-        }
-        Ok((forward.into_packed(), gradients))
-    }
-
-    fn add_gradients(&mut self, packed: &Packed, gradients: Vec<(String, Tensor)>) -> Result<(), AgentError> {
-        for (name, grad) in gradients {
-            if !name.is_empty() {
-                let i = self.index(&name)?;
-                self.parameters[i].add_gradient(&grad)?;
-                continue;
-            }
-            let names = Names::of(self.config.family);
-            self.add_rows(&names.embedding(), &packed.tokens, &grad)?;
-            if matches!(self.config.positions, Positions::Learned) {
-                self.add_rows(&format!("{}{}.weight", names.backbone, names.positions), &packed.positions(), &grad)?;
-            }
+        let names = Names::of(self.config.family);
+        self.add_rows(&names.embedding(), &found.packed.tokens, &found.embedded)?;
+        if matches!(self.config.positions, Positions::Learned) {
+            let table = format!("{}{}.weight", names.backbone, names.positions);
+            self.add_rows(&table, &found.packed.positions(), &found.embedded)?;
         }
         Ok(())
     }
 
     /// Adds rows of a gradient to the rows of a table that they were read from.
-    fn add_rows(&mut self, name: &str, rows: &[u32], grad: &Tensor) -> Result<(), AgentError> {
+    fn add_rows(&mut self, name: &str, rows: &[u32], grad: &Embedded) -> Result<(), AgentError> {
         let i = self.index(name)?;
         let shape = self.parameters[i].spec.shape.clone();
-        match &self.parameters[i].values {
-            Values::Host { .. } => {
-                let weight = self.parameters[i].weight()?;
-                let grad = grad.to_dtype(DType::F32)?;
-                read(&grad, |grad| {
-                    if let Some(mut sums) = weight.sums() {
-                        for (&row, grad) in rows.iter().zip(grad.chunks_exact(shape[1])) {
-                            sums[row as usize * shape[1]..][..shape[1]].iter_mut().zip(grad).for_each(|(s, g)| *s += g);
-                        }
-                    }
-                    Ok(())
-                })?;
-                Ok(())
-            }
-            Values::Device { gradient, .. } => {
+        match (&self.parameters[i].values, grad) {
+            (Values::Device { gradient, .. }, Embedded::Plain(grad)) => {
                 let sums = match gradient {
                     Some(sums) => sums.clone(),
                     None => Tensor::zeros(shape, DType::F32, &self.device)?,
@@ -492,7 +477,59 @@ impl Decoder {
                 let added = sums.zeros_like()?.index_add(&ids, &grad.to_dtype(DType::F32)?, 0)?;
                 self.parameters[i].add_gradient(&added)
             }
+            (_, grad) => {
+                let weight = self.parameters[i].weight()?;
+                let add = |grad: &[f32]| {
+                    if let Some(mut sums) = weight.sums() {
+                        for (&row, grad) in rows.iter().zip(grad.chunks_exact(shape[1])) {
+                            sums[row as usize * shape[1]..][..shape[1]].iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+                        }
+                    }
+                };
+                match grad {
+                    Embedded::Plain(grad) => Ok(read(&grad.to_dtype(DType::F32)?, |grad| Ok(add(grad)))?),
+                    Embedded::Fused(grad) => {
+                        add(grad);
+                        Ok(())
+                    }
+                }
+            }
         }
+    }
+}
+
+/// Gradient by the last hidden states.
+enum HiddenGradient {
+    Plain(Tensor),
+    Fused(Buffer),
+}
+
+/// Gradient by the embedded tokens.
+enum Embedded {
+    Plain(Tensor),
+    Fused(Rc<Buffer>),
+}
+
+/// What going back through a pass gave.
+struct Found {
+    packed: Packed,
+    /// Gradients of parameters that are not in their sums yet.
+    named: Vec<(String, Tensor)>,
+    embedded: Embedded,
+}
+
+/// Goes back through the tape of a pass.
+fn go_back(forward: Forward<'_>, embedded: &States, hidden: &States, grad: HiddenGradient) -> Result<Found, AgentError> {
+    match (embedded, hidden, grad) {
+        (States::Plain(embedded), States::Plain(hidden), HiddenGradient::Plain(grad)) => {
+            let (packed, named, of_embedded) = forward.backward_plain(hidden, grad, embedded)?;
+            Ok(Found { packed, named, embedded: Embedded::Plain(of_embedded) })
+        }
+        (States::Fused(embedded), States::Fused(hidden), HiddenGradient::Fused(grad)) => {
+            let (packed, of_embedded) = forward.backward_fused(hidden, grad, embedded);
+            Ok(Found { packed, named: Vec::new(), embedded: Embedded::Fused(of_embedded) })
+        }
+        _ => unreachable!("a pass uses one kind of operations"),
     }
 }
 

@@ -3,20 +3,22 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::decoder::{Decoder, unfit};
 use super::parameters::Values;
 use super::weights::Names;
 use super::{DecoderConfig, Family, KeyBias, NormKind, Positions, RopeScaling, Span, rope_frequencies};
 use crate::AgentError;
-use crate::llm::ops::activation::{activate, activate_plain};
-use crate::llm::ops::attention::{Attention, HeadBias, RopeTable, attention, attention_plain};
-use crate::llm::ops::linear::{LinearPart, linear, linear_plain};
-use crate::llm::ops::norm::{Norm, norm, norm_plain};
-use crate::llm::ops::tape::Weight;
+use crate::llm::ops::activation::{Activate, activate_plain};
+use crate::llm::ops::attention::{Attention, HeadBias, RopeTable, attention_plain};
+use crate::llm::ops::linear::{Linear, LinearPart, linear_plain};
+use crate::llm::ops::norm::{Norm, norm_plain};
+use crate::llm::ops::surrogate::surrogate;
+use crate::llm::ops::tape::{Activations, Buffer, Tape, Weight, read};
 use crate::llm::sequence::TokenSequence;
 
 /// What attention is asked for beyond the configuration.
@@ -102,6 +104,33 @@ struct PackedBias {
     per_head: Vec<Vec<f32>>,
 }
 
+/// What is known of each token at some depth, `[token, feature]`, on the tape of the operations in use.
+#[derive(Clone)]
+pub(super) enum States {
+    /// Candle's.
+    Plain(Tensor),
+    /// Ours, over buffers in memory.
+    Fused(Activations),
+}
+
+impl States {
+    fn plus(self, added: &Self, tape: &Tape) -> Result<Self, AgentError> {
+        Ok(match (self, added) {
+            (Self::Plain(x), Self::Plain(added)) => Self::Plain((x + added)?),
+            (Self::Fused(x), Self::Fused(added)) => Self::Fused(tape.add(x, added)),
+            _ => unreachable!("a pass uses one kind of operations"),
+        })
+    }
+
+    /// The numbers on the CPU in `f32`.
+    pub fn read<R>(&self, f: impl FnOnce(&[f32]) -> R) -> Result<R, AgentError> {
+        match self {
+            Self::Plain(x) => Ok(read(&x.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?, |x| Ok(f(x)))?),
+            Self::Fused(x) => Ok(f(x.values())),
+        }
+    }
+}
+
 /// One pass over one batch.
 pub(super) struct Forward<'a> {
     decoder: &'a Decoder,
@@ -111,9 +140,14 @@ pub(super) struct Forward<'a> {
     ropes: Vec<Arc<RopeTable>>,
     /// True if a gradient will be asked for.
     is_training: bool,
+    /// Of the fused operations.
+    tape: Tape,
     /// What plain operations have read so far.
     variables: RefCell<HashMap<String, Var>>,
 }
+
+/// The batch, gradients of parameters by name, and the gradient by the embedded tokens.
+type PlainGradients = (Packed, Vec<(String, Tensor)>, Tensor);
 
 /// A matrix by name, or the part of one.
 struct Projection {
@@ -147,7 +181,8 @@ impl<'a> Forward<'a> {
                 lengths.map(|length| tables.entry(length).or_insert_with(|| table(length)).clone()).collect()
             }
         };
-        Ok(Self { decoder, packed, spans, key_bias, ropes, is_training, variables: RefCell::default() })
+        let tape = Tape::new(decoder.pool(), is_training && !decoder.is_plain());
+        Ok(Self { decoder, packed, spans, key_bias, ropes, is_training, tape, variables: RefCell::default() })
     }
 
     fn config(&self) -> &DecoderConfig {
@@ -172,13 +207,24 @@ impl<'a> Forward<'a> {
         Ok(tensor)
     }
 
-    /// What plain operations read, by name.
-    pub fn variables(&self) -> Vec<(String, Var)> {
-        self.variables.borrow().iter().map(|(name, variable)| (name.clone(), variable.clone())).collect()
+    /// Room for a gradient by hidden states of the fused operations.
+    pub fn buffer(&self, n: usize) -> Buffer {
+        self.tape.buffer(n)
     }
 
-    pub fn into_packed(self) -> Packed {
-        self.packed
+    /// Goes back through candle's tape. Gives the batch, gradients of the parameters by name, and that of the embedded tokens.
+    pub fn backward_plain(self, hidden: &Tensor, grad: Tensor, embedded: &Tensor) -> Result<PlainGradients, AgentError> {
+        let store = surrogate(hidden, grad)?.backward()?;
+        let variables = self.variables.into_inner();
+        let named = variables.into_iter().filter_map(|(name, variable)| Some((name, store.get(&variable)?.clone()))).collect();
+        let of_embedded = store.get(embedded).cloned().ok_or_else(|| AgentError::Tensor("embedded tokens got no gradient".to_string()))?;
+        Ok((self.packed, named, of_embedded))
+    }
+
+    /// Goes back through our tape, where gradients of weights are added to their sums. Gives the batch, and the gradient of the
+    /// embedded tokens.
+    pub fn backward_fused(self, hidden: &Activations, grad: Buffer, embedded: &Activations) -> (Packed, Rc<Buffer>) {
+        (self.packed, self.tape.backward(hidden, grad, embedded))
     }
 
     fn weight(&self, name: &str) -> Result<Weight, AgentError> {
@@ -189,14 +235,40 @@ impl<'a> Forward<'a> {
         Ok(weight)
     }
 
-    /// Embedded tokens, `[token, hidden]`, outside of any tape.
-    pub fn embed(&self) -> Result<Tensor, AgentError> {
-        let names = Names::of(self.config().family);
-        let mut x = self.rows_of(&names.embedding(), &self.packed.tokens)?;
-        if matches!(self.config().positions, Positions::Learned) {
-            x = (x + self.rows_of(&format!("{}{}.weight", names.backbone, names.positions), &self.packed.positions())?)?;
+    /// Embedded tokens, `[token, hidden]`.
+    pub fn embed(&self) -> Result<States, AgentError> {
+        let config = self.config();
+        let names = Names::of(config.family);
+        let mut tables = vec![(names.embedding(), self.packed.tokens.clone())];
+        if matches!(config.positions, Positions::Learned) {
+            tables.push((format!("{}{}.weight", names.backbone, names.positions), self.packed.positions()));
         }
-        Ok(x)
+        if !self.decoder.is_plain() {
+            let width = config.hidden_size;
+            let mut x = self.tape.buffer(self.packed.tokens.len() * width);
+            for (i, (name, rows)) in tables.iter().enumerate() {
+                let table = self.decoder.named(name)?.weight()?.value;
+                for (x, &row) in x.chunks_exact_mut(width).zip(rows) {
+                    let row = &table[row as usize * width..][..width];
+                    match i {
+                        0 => x.copy_from_slice(row),
+                        _ => x.iter_mut().zip(row).for_each(|(x, row)| *x += row),
+                    }
+                }
+            }
+            return Ok(States::Fused(self.tape.input(x, width)));
+        }
+        let mut x: Option<Tensor> = None;
+        for (name, rows) in &tables {
+            let rows = self.rows_of(name, rows)?;
+            x = Some(match x {
+                Some(x) => (x + rows)?,
+                None => rows,
+            });
+        }
+        let x = x.ok_or_else(|| AgentError::Tensor("there is no table of embeddings".to_string()))?;
+        // Its gradient is asked for by the tensor itself.
+        Ok(States::Plain(if self.is_training { Var::from_tensor(&x)?.as_tensor().clone() } else { x }))
     }
 
     fn rows_of(&self, name: &str, rows: &[u32]) -> Result<Tensor, AgentError> {
@@ -213,7 +285,7 @@ impl<'a> Forward<'a> {
     }
 
     /// Last hidden states after the final norm, `[token, hidden]`.
-    pub fn hidden(&self, embedded: &Tensor) -> Result<Tensor, AgentError> {
+    pub fn hidden(&self, embedded: &States) -> Result<States, AgentError> {
         let config = self.config();
         let names = Names::of(config.family);
         let (first_norm, second_norm) = match config.family {
@@ -223,52 +295,65 @@ impl<'a> Forward<'a> {
         let mut x = embedded.clone();
         for layer in 0..config.n_layers {
             let prefix = names.layer(layer);
-            let attended = self.attend(layer, &prefix, &self.norm(&x, &format!("{prefix}.{first_norm}"))?)?;
+            let attended = self.attend(layer, &prefix, self.norm(&x, &format!("{prefix}.{first_norm}"))?)?;
             if config.parallel_residual {
-                let fed = self.feed(&prefix, &self.norm(&x, &format!("{prefix}.{second_norm}"))?)?;
-                x = ((x + attended)? + fed)?;
+                let fed = self.feed(&prefix, self.norm(&x, &format!("{prefix}.{second_norm}"))?)?;
+                x = x.plus(&attended, &self.tape)?.plus(&fed, &self.tape)?;
             } else {
-                x = (x + attended)?;
-                let fed = self.feed(&prefix, &self.norm(&x, &format!("{prefix}.{second_norm}"))?)?;
-                x = (x + fed)?;
+                x = x.plus(&attended, &self.tape)?;
+                let fed = self.feed(&prefix, self.norm(&x, &format!("{prefix}.{second_norm}"))?)?;
+                x = x.plus(&fed, &self.tape)?;
             }
         }
         self.norm(&x, &format!("{}{}", names.backbone, names.final_norm))
     }
 
-    fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor, AgentError> {
+    fn norm(&self, x: &States, name: &str) -> Result<States, AgentError> {
         let config = self.config();
         let is_centred = config.norm == NormKind::Layer;
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        if self.decoder.is_plain() {
-            let bias = if is_centred { Some(self.tensor(&bias)?) } else { None };
-            return Ok(norm_plain(x, &self.tensor(&weight)?, bias.as_ref(), config.norm_eps, is_centred)?);
+        match x {
+            States::Plain(x) => {
+                let bias = if is_centred { Some(self.tensor(&bias)?) } else { None };
+                Ok(States::Plain(norm_plain(x, &self.tensor(&weight)?, bias.as_ref(), config.norm_eps, is_centred)?))
+            }
+            States::Fused(x) => {
+                let biases = if is_centred { vec![self.weight(&bias)?] } else { Vec::new() };
+                let norm = self.fused_norm(config.hidden_size, vec![(0, 0)], vec![self.weight(&weight)?], biases, is_centred);
+                Ok(States::Fused(self.tape.apply(norm, x)))
+            }
         }
-        let biases = if is_centred { vec![self.weight(&bias)?] } else { Vec::new() };
-        let (width, eps) = (config.hidden_size, config.norm_eps as f32);
-        Ok(norm(x, Norm { width, stretches: vec![(0, 0)], weights: vec![self.weight(&weight)?], biases, eps, is_centred })?)
     }
 
-    /// Linear maps of `x` side by side.
-    fn project(&self, x: &Tensor, projections: &[Projection]) -> Result<Tensor, AgentError> {
+    fn fused_norm(&self, width: usize, stretches: Vec<(usize, usize)>, weights: Vec<Weight>, biases: Vec<Weight>, is_centred: bool) -> Norm {
+        Norm { tokens: self.packed.tokens.len(), width, stretches, weights, biases, eps: self.config().norm_eps as f32, is_centred }
+    }
+
+    /// Linear maps of `x` side by side. Takes `x` so that its room is free again when nothing else needs it.
+    fn project(&self, x: States, projections: &[Projection]) -> Result<States, AgentError> {
         let is_transposed = self.config().family == Family::Gpt2;
         let name = |p: &Projection, part: &str| format!("{}.{part}", p.name);
-        if self.decoder.is_plain() {
-            let mut parts = Vec::with_capacity(projections.len());
-            for p in projections {
-                let bias = if p.has_bias { Some(self.tensor(&name(p, "bias"))?) } else { None };
-                parts.push(linear_plain(x, &self.tensor(&name(p, "weight"))?, bias.as_ref(), is_transposed)?);
+        match x {
+            States::Plain(x) => {
+                let mut parts = Vec::with_capacity(projections.len());
+                for p in projections {
+                    let bias = if p.has_bias { Some(self.tensor(&name(p, "bias"))?) } else { None };
+                    parts.push(linear_plain(&x, &self.tensor(&name(p, "weight"))?, bias.as_ref(), is_transposed)?);
+                }
+                Ok(States::Plain(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? }))
             }
-            return Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? });
+            States::Fused(x) => {
+                let part = |p: &Projection| {
+                    let bias = if p.has_bias { Some(self.weight(&name(p, "bias"))?) } else { None };
+                    Ok(LinearPart { weight: self.weight(&name(p, "weight"))?, bias, output: p.output, is_transposed })
+                };
+                let parts = projections.iter().map(part).collect::<Result<_, AgentError>>()?;
+                Ok(States::Fused(self.tape.apply(Linear { parts, input: x.width() }, &x)))
+            }
         }
-        let part = |p: &Projection| {
-            let bias = if p.has_bias { Some(self.weight(&name(p, "bias"))?) } else { None };
-            Ok(LinearPart { weight: self.weight(&name(p, "weight"))?, bias, output: p.output, is_transposed })
-        };
-        Ok(linear(x, projections.iter().map(part).collect::<Result<_, AgentError>>()?)?)
     }
 
-    fn attend(&self, layer: usize, prefix: &str, x: &Tensor) -> Result<Tensor, AgentError> {
+    fn attend(&self, layer: usize, prefix: &str, x: States) -> Result<States, AgentError> {
         let config = self.config();
         let (d, n_heads, n_kv) = (config.head_dim, config.n_heads, config.n_kv_heads);
         let (query, key) = (n_heads * d, n_kv * d);
@@ -281,7 +366,7 @@ impl<'a> Forward<'a> {
                 (parts.map(|(name, output)| one(name, output, config.qkv_bias)).into(), "self_attn.o_proj")
             }
         };
-        let mut rows = self.project(x, &input)?;
+        let rows = self.project(x, &input)?;
         // GPT-NeoX keeps query, key and value of a head side by side.
         let columns = |kind: usize, first: usize, n: usize| {
             let column = |head: usize| if config.family == Family::GptNeox { (3 * head + kind) * d } else { first + head * d };
@@ -301,30 +386,32 @@ impl<'a> Forward<'a> {
             span: self.spans[layer],
             bias,
         };
-        let result = if self.decoder.is_plain() {
-            let heads = |columns: &[usize]| {
-                let parts: Vec<Tensor> = columns.iter().map(|&c| rows.narrow(1, c, d)).collect::<candle_core::Result<_>>()?;
-                Tensor::stack(&parts, 1)
-            };
-            let (mut q, mut k, v) = (heads(&how.queries)?, heads(&how.keys)?, heads(&how.values)?);
-            if config.qk_norm {
-                q = norm_plain(&q, &self.tensor(&norms[0])?, None, config.norm_eps, false)?;
-                k = norm_plain(&k, &self.tensor(&norms[1])?, None, config.norm_eps, false)?;
+        let result = match rows {
+            States::Plain(rows) => {
+                let heads = |columns: &[usize]| {
+                    let parts: Vec<Tensor> = columns.iter().map(|&c| rows.narrow(1, c, d)).collect::<candle_core::Result<_>>()?;
+                    Tensor::stack(&parts, 1)
+                };
+                let (mut q, mut k, v) = (heads(&how.queries)?, heads(&how.keys)?, heads(&how.values)?);
+                if config.qk_norm {
+                    q = norm_plain(&q, &self.tensor(&norms[0])?, None, config.norm_eps, false)?;
+                    k = norm_plain(&k, &self.tensor(&norms[1])?, None, config.norm_eps, false)?;
+                }
+                States::Plain(attention_plain(&q, &k, &v, &how)?)
             }
-            attention_plain(&q, &k, &v, &how)?
-        } else {
-            if config.qk_norm {
-                let weights = vec![self.weight(&norms[0])?, self.weight(&norms[1])?];
-                let stretches = how.queries.iter().map(|&c| (c, 0)).chain(how.keys.iter().map(|&c| (c, 1))).collect();
-                let eps = config.norm_eps as f32;
-                rows = norm(&rows, Norm { width: d, stretches, weights, biases: Vec::new(), eps, is_centred: false })?;
+            States::Fused(mut rows) => {
+                if config.qk_norm {
+                    let weights = vec![self.weight(&norms[0])?, self.weight(&norms[1])?];
+                    let stretches = how.queries.iter().map(|&c| (c, 0)).chain(how.keys.iter().map(|&c| (c, 1))).collect();
+                    rows = self.tape.apply(self.fused_norm(d, stretches, weights, Vec::new(), false), &rows);
+                }
+                States::Fused(self.tape.apply(how, &rows))
             }
-            attention(&rows, how)?
         };
-        self.project(&result, &[one(output, config.hidden_size, config.output_bias)])
+        self.project(result, &[one(output, config.hidden_size, config.output_bias)])
     }
 
-    fn feed(&self, prefix: &str, x: &Tensor) -> Result<Tensor, AgentError> {
+    fn feed(&self, prefix: &str, x: States) -> Result<States, AgentError> {
         let config = self.config();
         let (up, down) = match config.family {
             Family::Gpt2 => ("mlp.c_fc", "mlp.c_proj"),
@@ -334,13 +421,16 @@ impl<'a> Forward<'a> {
         let width = config.intermediate_size;
         let one = |name: &str, output| Projection { name: format!("{prefix}.{name}"), output, has_bias: config.mlp_bias };
         let inner = if config.is_gated { vec![one("mlp.gate_proj", width), one(up, width)] } else { vec![one(up, width)] };
-        let x = self.project(x, &inner)?;
-        let x = if self.decoder.is_plain() {
-            let gated = if config.is_gated { Some(x.narrow(1, width, width)?) } else { None };
-            activate_plain(&x.narrow(1, 0, width)?, gated.as_ref(), config.activation)?
-        } else {
-            activate(&x, config.activation, config.is_gated)?
+        let x = match self.project(x, &inner)? {
+            States::Plain(x) => {
+                let gated = if config.is_gated { Some(x.narrow(1, width, width)?) } else { None };
+                States::Plain(activate_plain(&x.narrow(1, 0, width)?, gated.as_ref(), config.activation)?)
+            }
+            States::Fused(x) => {
+                let activate = Activate { activation: config.activation, is_gated: config.is_gated, width };
+                States::Fused(self.tape.apply(activate, &x))
+            }
         };
-        self.project(&x, &[one(down, config.hidden_size)])
+        self.project(x, &[one(down, config.hidden_size)])
     }
 }

@@ -1,21 +1,16 @@
 //! Activations of the feed-forward part: gated, `act(gate) * up` (Shazeer 2020, arXiv 2002.05202), or alone.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::kernel::{Shared, in_pieces, silu_gate, silu_gate_backward};
-use super::tape::{read, slice};
+use super::tape::Operation;
 use crate::llm::model::Activation;
 
-struct Activate {
-    activation: Activation,
-    is_gated: bool,
-    width: usize,
-}
-
 /// `x`: `[token, 2 width]` with the gate first if `is_gated`, else `[token, width]`; gives `[token, width]`.
-pub(crate) fn activate(x: &Tensor, activation: Activation, is_gated: bool) -> Result<Tensor> {
-    let columns = x.dims2()?.1;
-    x.apply_op1(Activate { activation, is_gated, width: if is_gated { columns / 2 } else { columns } })
+pub(crate) struct Activate {
+    pub activation: Activation,
+    pub is_gated: bool,
+    pub width: usize,
 }
 
 /// sqrt(2 / π).
@@ -63,54 +58,44 @@ pub(crate) fn activate_rows(x: &[f32], activation: Activation, is_gated: bool, w
     });
 }
 
-impl CustomOp1 for Activate {
-    fn name(&self) -> &'static str {
-        "activation"
+impl Operation for Activate {
+    fn output_width(&self, _: usize) -> usize {
+        self.width
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(storage, layout)?;
-        let tokens = layout.shape().dims2()?.0;
-        let mut y = vec![0.0_f32; tokens * self.width];
-        activate_rows(x, self.activation, self.is_gated, self.width, &mut y);
-        Ok((CpuStorage::F32(y), Shape::from((tokens, self.width))))
+    fn forward(&self, x: &[f32], y: &mut [f32]) {
+        activate_rows(x, self.activation, self.is_gated, self.width, y);
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (tokens, columns) = x.dims2()?;
-        let width = self.width;
-        let x_grad = read(x, |x| {
-            read(grad, |grad| {
-                let mut x_grad = vec![0.0_f32; tokens * columns];
-                let shared = Shared::new(&mut x_grad);
-                in_pieces(tokens, |rows| {
-                    for t in rows {
-                        // SAFETY: rows are disjoint.
-                        let x_grad = unsafe { shared.slice(t * columns..(t + 1) * columns) };
-                        let grad = &grad[t * width..(t + 1) * width];
-                        let (gate, up) = x[t * columns..(t + 1) * columns].split_at(width);
-                        let (gate_grad, up_grad) = x_grad.split_at_mut(width);
-                        match (self.is_gated, self.activation) {
-                            (true, Activation::Silu) => silu_gate_backward(gate, up, grad, gate_grad, up_grad),
-                            (true, activation) => {
-                                for i in 0..width {
-                                    let (value, slope) = value_and_slope(activation, gate[i]);
-                                    gate_grad[i] = grad[i] * up[i] * slope;
-                                    up_grad[i] = grad[i] * value;
-                                }
-                            }
-                            (false, activation) => {
-                                for i in 0..width {
-                                    gate_grad[i] = grad[i] * value_and_slope(activation, gate[i]).1;
-                                }
-                            }
+    fn backward(&self, x: &[f32], _: &[f32], grad: &[f32], x_grad: &mut [f32], adds: bool) {
+        assert!(!adds, "nothing else reads what is activated");
+        let (width, tokens) = (self.width, grad.len() / self.width);
+        let columns = x.len() / tokens.max(1);
+        let shared = Shared::new(x_grad);
+        in_pieces(tokens, |rows| {
+            for t in rows {
+                // SAFETY: rows are disjoint.
+                let x_grad = unsafe { shared.slice(t * columns..(t + 1) * columns) };
+                let grad = &grad[t * width..(t + 1) * width];
+                let (gate, up) = x[t * columns..(t + 1) * columns].split_at(width);
+                let (gate_grad, up_grad) = x_grad.split_at_mut(width);
+                match (self.is_gated, self.activation) {
+                    (true, Activation::Silu) => silu_gate_backward(gate, up, grad, gate_grad, up_grad),
+                    (true, activation) => {
+                        for i in 0..width {
+                            let (value, slope) = value_and_slope(activation, gate[i]);
+                            gate_grad[i] = grad[i] * up[i] * slope;
+                            up_grad[i] = grad[i] * value;
                         }
                     }
-                });
-                Ok(x_grad)
-            })
-        })?;
-        Ok(Some(Tensor::from_vec(x_grad, (tokens, columns), x.device())?))
+                    (false, activation) => {
+                        for i in 0..width {
+                            gate_grad[i] = grad[i] * value_and_slope(activation, gate[i]).1;
+                        }
+                    }
+                }
+            }
+        });
     }
 }
 

@@ -7,10 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::kernel::{Matrix, Shared, dot, each, product, rotate, softmax, softmax_backward};
-use super::tape::{read, slice};
+use super::tape::Operation;
 use crate::llm::model::Span;
 
 /// Queries per block.
@@ -76,11 +76,6 @@ pub(crate) struct Attention {
     pub bias: Option<HeadBias>,
 }
 
-/// `rows`: `[token, queries, keys and values]`; gives `[token, query head, head_dim]`.
-pub(crate) fn attention(rows: &Tensor, attention: Attention) -> Result<Tensor> {
-    rows.apply_op1(attention)
-}
-
 /// Scores of one block of queries.
 struct Block {
     queries: Range<usize>,
@@ -137,7 +132,7 @@ impl Attention {
         }
     }
 
-    fn forward(&self, rows: &[f32], columns: usize, out: &mut [f32]) {
+    fn attend(&self, rows: &[f32], columns: usize, out: &mut [f32]) {
         let (d, width, per_key) = (self.head_dim, self.width(), self.queries.len() / self.keys.len());
         let shared = Shared::new(out);
         each(self.sequences.len() * self.keys.len(), |i| {
@@ -163,7 +158,7 @@ impl Attention {
         });
     }
 
-    fn backward(&self, rows: &[f32], columns: usize, result: &[f32], grad: &[f32], out: &mut [f32]) {
+    fn attend_backward(&self, rows: &[f32], columns: usize, result: &[f32], grad: &[f32], out: &mut [f32]) {
         let (d, width, per_key) = (self.head_dim, self.width(), self.queries.len() / self.keys.len());
         let shared = Shared::new(out);
         each(self.sequences.len() * self.keys.len(), |i| {
@@ -219,31 +214,19 @@ impl Attention {
     }
 }
 
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
+/// From rows of queries, keys and values, whose columns are all some head's, to `[token, query head, head_dim]`.
+impl Operation for Attention {
+    fn output_width(&self, _: usize) -> usize {
+        self.width()
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let rows = slice(storage, layout)?;
-        let (tokens, columns) = layout.shape().dims2()?;
-        let mut out = vec![0.0_f32; tokens * self.width()];
-        self.forward(rows, columns, &mut out);
-        Ok((CpuStorage::F32(out), Shape::from((tokens, self.width()))))
+    fn forward(&self, rows: &[f32], out: &mut [f32]) {
+        self.attend(rows, rows.len() / (out.len() / self.width()), out);
     }
 
-    fn bwd(&self, rows: &Tensor, result: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (tokens, columns) = rows.dims2()?;
-        let mut out = vec![0.0_f32; tokens * columns];
-        read(rows, |rows| {
-            read(result, |result| {
-                read(grad, |grad| {
-                    self.backward(rows, columns, result, grad, &mut out);
-                    Ok(())
-                })
-            })
-        })?;
-        Ok(Some(Tensor::from_vec(out, (tokens, columns), &Device::Cpu)?))
+    fn backward(&self, rows: &[f32], result: &[f32], grad: &[f32], rows_grad: &mut [f32], adds: bool) {
+        assert!(!adds, "nothing else reads queries, keys and values");
+        self.attend_backward(rows, rows.len() / (result.len() / self.width()), result, grad, rows_grad);
     }
 }
 

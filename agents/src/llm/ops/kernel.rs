@@ -11,7 +11,7 @@ use crate::nn::kernel::lane::{Lane, Vectorised, dispatch, isa};
 use crate::nn::kernel::math::exp;
 
 /// Rows of a piece of work.
-const PIECE: usize = 256;
+pub(super) const PIECE: usize = 256;
 
 /// A matrix in a slice: element `(i, j)` stands at `i * row + j * column`.
 #[derive(Clone, Copy)]
@@ -460,6 +460,7 @@ struct NormBackward<'a> {
     mean: f32,
     inverse: f32,
     out: &'a mut [f32],
+    adds: bool,
     weight_grad: &'a mut [f32],
 }
 
@@ -473,15 +474,18 @@ impl Vectorised for NormBackward<'_> {
         let (mean, inverse) = (self.mean, self.inverse);
         let along = sum_of(n, #[inline(always)] |i| grad[i] * weight[i] * (x[i] - mean)) * inverse / n as f32;
         let level = if self.centred { sum_of(n, #[inline(always)] |i| grad[i] * weight[i]) / n as f32 } else { 0.0 };
+        if !self.adds {
+            out.fill(0.0);
+        }
         for i in 0..n {
             let normal = (x[i] - mean) * inverse;
             weight_grad[i] += grad[i] * normal;
-            out[i] = inverse * (grad[i] * weight[i] - level - normal * along);
+            out[i] += inverse * (grad[i] * weight[i] - level - normal * along);
         }
     }
 }
 
-/// Derivative of a norm by its input, into `out`; adds that by the weight to `weight_grad`.
+/// Derivative of a norm by its input, into `out` or, if `adds`, to what is there; adds that by the weight to `weight_grad`.
 pub(super) fn norm_backward(
     x: &[f32],
     weight: &[f32],
@@ -489,9 +493,10 @@ pub(super) fn norm_backward(
     centred: bool,
     (mean, inverse): (f32, f32),
     out: &mut [f32],
+    adds: bool,
     weight_grad: &mut [f32],
 ) {
-    dispatch(isa(), NormBackward { x, weight, grad, centred, mean, inverse, out, weight_grad });
+    dispatch(isa(), NormBackward { x, weight, grad, centred, mean, inverse, out, adds, weight_grad });
 }
 
 /// One step of AdamW on a stretch of a parameter.

@@ -1,10 +1,10 @@
 //! Linear maps, several side by side: `y = [x W₁ᵀ + b₁ | x W₂ᵀ + b₂ | …]`, so that queries, keys and values, or gate and up,
 //! are one node of the tape.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::kernel::{Matrix, Shared, in_pieces, parallel_product};
-use super::tape::{Weight, read, slice};
+use super::tape::{Operation, Weight};
 
 /// One of the maps.
 #[derive(Clone)]
@@ -26,76 +26,68 @@ impl LinearPart {
     }
 }
 
-struct Linear {
-    parts: Vec<LinearPart>,
-    input: usize,
-    output: usize,
+/// The maps of one input; it gives `[token, sum of outputs]`.
+pub(crate) struct Linear {
+    pub parts: Vec<LinearPart>,
+    /// Numbers per token of the input.
+    pub input: usize,
 }
 
-/// `x`: `[token, input]`; gives `[token, sum of outputs]`. Gradients of weights are added to their sums.
-pub(crate) fn linear(x: &Tensor, parts: Vec<LinearPart>) -> Result<Tensor> {
-    let input = x.dims2()?.1;
-    let output = parts.iter().map(|part| part.output).sum();
-    x.apply_op1(Linear { parts, input, output })
+impl Linear {
+    fn output(&self) -> usize {
+        self.parts.iter().map(|part| part.output).sum()
+    }
 }
 
-impl CustomOp1 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
+impl Operation for Linear {
+    fn output_width(&self, _: usize) -> usize {
+        self.output()
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(storage, layout)?;
-        let (input, output) = (self.input, self.output);
+    fn forward(&self, x: &[f32], y: &mut [f32]) {
+        let (input, output) = (self.input, self.output());
         let tokens = x.len() / input;
-        let mut y = vec![0.0_f32; tokens * output];
         let mut first = 0;
         for part in &self.parts {
-            parallel_product(&mut y[first..], output, [tokens, part.output, input], Matrix::rows(x, input), part.matrix(input), false);
+            let y = &mut y[first..];
+            parallel_product(y, output, [tokens, part.output, input], Matrix::rows(x, input), part.matrix(input), false);
             if let Some(bias) = &part.bias {
-                for row in y[first..].chunks_mut(output) {
+                for row in y.chunks_mut(output) {
                     row.iter_mut().zip(bias.value.iter()).for_each(|(y, b)| *y += b);
                 }
             }
             first += part.output;
         }
-        Ok((CpuStorage::F32(y), Shape::from((tokens, output))))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (input, output) = (self.input, self.output);
-        read(x, |x| {
-            read(grad, |grad| {
-                let tokens = x.len() / input;
-                let mut x_grad = vec![0.0_f32; tokens * input];
-                let mut first = 0;
-                for part in &self.parts {
-                    let y_grad = Matrix::rows(&grad[first.min(grad.len())..], output);
-                    let weight = part.matrix(input).transposed();
-                    parallel_product(&mut x_grad, input, [tokens, input, part.output], y_grad, weight, first > 0);
-                    if let Some(mut sums) = part.weight.sums() {
-                        let x = Matrix::rows(x, input);
-                        match part.is_transposed {
-                            true => parallel_product(&mut sums, part.output, [input, part.output, tokens], x.transposed(), y_grad, true),
-                            false => parallel_product(&mut sums, input, [part.output, input, tokens], y_grad.transposed(), x, true),
-                        }
-                    }
-                    if let Some(mut sums) = part.bias.as_ref().and_then(Weight::sums) {
-                        let shared = Shared::new(&mut sums);
-                        in_pieces(part.output, |columns| {
-                            // SAFETY: pieces are disjoint ranges of columns.
-                            let sums = unsafe { shared.slice(columns.clone()) };
-                            for row in grad.chunks(output) {
-                                let row = &row[first + columns.start..first + columns.end];
-                                sums.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
-                            }
-                        });
-                    }
-                    first += part.output;
+    fn backward(&self, x: &[f32], _: &[f32], grad: &[f32], x_grad: &mut [f32], adds: bool) {
+        let (input, output) = (self.input, self.output());
+        let tokens = x.len() / input;
+        let mut first = 0;
+        for part in &self.parts {
+            let y_grad = Matrix::rows(&grad[first..], output);
+            let weight = part.matrix(input).transposed();
+            parallel_product(x_grad, input, [tokens, input, part.output], y_grad, weight, adds || first > 0);
+            if let Some(mut sums) = part.weight.sums() {
+                let x = Matrix::rows(x, input);
+                match part.is_transposed {
+                    true => parallel_product(&mut sums, part.output, [input, part.output, tokens], x.transposed(), y_grad, true),
+                    false => parallel_product(&mut sums, input, [part.output, input, tokens], y_grad.transposed(), x, true),
                 }
-                Ok(Some(Tensor::from_vec(x_grad, (tokens, input), &candle_core::Device::Cpu)?))
-            })
-        })
+            }
+            if let Some(mut sums) = part.bias.as_ref().and_then(Weight::sums) {
+                let shared = Shared::new(&mut sums);
+                in_pieces(part.output, |columns| {
+                    // SAFETY: pieces are disjoint ranges of columns.
+                    let sums = unsafe { shared.slice(columns.clone()) };
+                    for row in grad.chunks(output) {
+                        let row = &row[first + columns.start..first + columns.end];
+                        sums.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
+                    }
+                });
+            }
+            first += part.output;
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Fused operations with gradients, one per file, each beside its plain form in candle's own operations: the fallback on
 //! devices without a kernel of ours, and the oracle of the tests.
 //!
-//! On the CPU an operation is a node of candle's tape over plain loops and the `gemm` crate. Gradients of weights are added
-//! to buffers beside the weights, not to tensors of the tape: one addition into memory that is there already. Kernels for
-//! CUDA will be the `cuda_fwd` of the same nodes.
+//! On the CPU an operation is a node of our own tape ([`tape`]) over plain loops and the `gemm` crate. Gradients of weights are
+//! added to buffers beside the weights. Kernels for CUDA will be custom operations of candle in the same files, which the plain
+//! forms call.
 
 pub(crate) mod activation;
 pub(crate) mod attention;

@@ -2,13 +2,17 @@
 //! each row; what lies between the stretches passes. The residual stream is one stretch, the heads of queries and keys
 //! (Qwen3) are several.
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor};
+use std::ops::Range;
 
-use super::kernel::{Shared, in_pieces, moments, norm_backward, normalise};
-use super::tape::{Weight, read, slice};
+use candle_core::{D, DType, Result, Tensor};
+
+use super::kernel::{PIECE, Shared, in_pieces, moments, norm_backward, normalise};
+use super::tape::{Operation, Weight};
 
 /// A norm.
 pub(crate) struct Norm {
+    /// Rows.
+    pub tokens: usize,
     /// Values per stretch.
     pub width: usize,
     /// Numbers of the row's first columns, with the index of their weight, one per stretch, ascending.
@@ -21,63 +25,78 @@ pub(crate) struct Norm {
     pub is_centred: bool,
 }
 
-/// Applies a norm to `x`, `[token, feature]`.
-pub(crate) fn norm(x: &Tensor, norm: Norm) -> Result<Tensor> {
-    x.apply_op1(norm)
+impl Norm {
+    /// Columns of a row of `features` that lie in no stretch.
+    fn gaps(&self, features: usize) -> Vec<Range<usize>> {
+        let starts = self.stretches.iter().map(|&(first, _)| first).chain([features]);
+        let ends = [0].into_iter().chain(self.stretches.iter().map(|&(first, _)| first + self.width));
+        ends.zip(starts).map(|(end, start)| end..start).filter(|gap| !gap.is_empty()).collect()
+    }
 }
 
-impl CustomOp1 for Norm {
-    fn name(&self) -> &'static str {
-        "norm"
+impl Operation for Norm {
+    fn output_width(&self, input_width: usize) -> usize {
+        input_width
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = slice(storage, layout)?;
-        let (tokens, features) = layout.shape().dims2()?;
-        let mut y = x.to_vec();
-        let shared = Shared::new(&mut y);
-        in_pieces(tokens, |rows| {
+    fn forward(&self, x: &[f32], y: &mut [f32]) {
+        let features = x.len() / self.tokens;
+        let gaps = self.gaps(features);
+        let shared = Shared::new(y);
+        in_pieces(self.tokens, |rows| {
             for t in rows {
+                // SAFETY: pieces are disjoint ranges of rows.
+                let y = unsafe { shared.slice(t * features..(t + 1) * features) };
+                let x = &x[t * features..(t + 1) * features];
                 for &(first, w) in &self.stretches {
-                    let place = t * features + first..t * features + first + self.width;
-                    // SAFETY: pieces are disjoint ranges of rows.
-                    let y = unsafe { shared.slice(place.clone()) };
+                    let place = first..first + self.width;
                     let bias = self.biases.get(w).map(|bias| bias.value.as_slice());
-                    normalise(&x[place], &self.weights[w].value, bias, self.is_centred, self.eps, y);
+                    normalise(&x[place.clone()], &self.weights[w].value, bias, self.is_centred, self.eps, &mut y[place]);
+                }
+                gaps.iter().for_each(|gap| y[gap.clone()].copy_from_slice(&x[gap.clone()]));
+            }
+        });
+    }
+
+    fn backward(&self, x: &[f32], _: &[f32], grad: &[f32], x_grad: &mut [f32], adds: bool) {
+        let features = x.len() / self.tokens;
+        let (gaps, width, n) = (self.gaps(features), self.width, self.weights.len());
+        // Sums of each piece of rows, then those of the pieces in their order: weights, then biases.
+        let of_piece = (n + self.biases.len()) * width;
+        let mut sums = vec![0.0_f32; self.tokens.div_ceil(PIECE) * of_piece];
+        let (shared, shared_sums) = (Shared::new(x_grad), Shared::new(&mut sums));
+        in_pieces(self.tokens, |rows| {
+            let piece = rows.start / PIECE;
+            // SAFETY: pieces have sums of their own.
+            let sums = unsafe { shared_sums.slice(piece * of_piece..(piece + 1) * of_piece) };
+            let (weight_sums, bias_sums) = sums.split_at_mut(n * width);
+            for t in rows {
+                // SAFETY: pieces are disjoint ranges of rows.
+                let x_grad = unsafe { shared.slice(t * features..(t + 1) * features) };
+                let (x, grad) = (&x[t * features..(t + 1) * features], &grad[t * features..(t + 1) * features]);
+                for &(first, w) in &self.stretches {
+                    let place = first..first + width;
+                    let (x, grad) = (&x[place.clone()], &grad[place.clone()]);
+                    let found = moments(x, self.is_centred, self.eps);
+                    let sums = &mut weight_sums[w * width..(w + 1) * width];
+                    norm_backward(x, &self.weights[w].value, grad, self.is_centred, found, &mut x_grad[place], adds, sums);
+                    if w < self.biases.len() {
+                        bias_sums[w * width..(w + 1) * width].iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+                    }
+                }
+                for gap in &gaps {
+                    let out = x_grad[gap.clone()].iter_mut().zip(&grad[gap.clone()]);
+                    out.for_each(|(out, g)| *out = if adds { *out + g } else { *g });
                 }
             }
         });
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (tokens, features) = x.dims2()?;
-        let x_grad = read(x, |x| {
-            read(grad, |grad| {
-                let mut x_grad = grad.to_vec();
-                // Sums over rows run in one order; they are a small part of a step.
-                let mut sums = vec![vec![0.0_f32; self.width]; self.weights.len()];
-                let mut bias_sums = vec![vec![0.0_f32; self.width]; self.biases.len()];
-                for t in 0..tokens {
-                    for &(first, w) in &self.stretches {
-                        let place = t * features + first..t * features + first + self.width;
-                        let (x, grad) = (&x[place.clone()], &grad[place.clone()]);
-                        let found = moments(x, self.is_centred, self.eps);
-                        norm_backward(x, &self.weights[w].value, grad, self.is_centred, found, &mut x_grad[place], &mut sums[w]);
-                        if let Some(sum) = bias_sums.get_mut(w) {
-                            sum.iter_mut().zip(grad).for_each(|(s, g)| *s += g);
-                        }
-                    }
+        for sums in sums.chunks_exact(of_piece) {
+            for (weight, sums) in self.weights.iter().chain(&self.biases).zip(sums.chunks_exact(width)) {
+                if let Some(mut total) = weight.sums() {
+                    total.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
                 }
-                for (weight, sum) in self.weights.iter().zip(&sums).chain(self.biases.iter().zip(&bias_sums)) {
-                    if let Some(mut total) = weight.sums() {
-                        total.iter_mut().zip(sum).for_each(|(t, s)| *t += s);
-                    }
-                }
-                Ok(x_grad)
-            })
-        })?;
-        Ok(Some(Tensor::from_vec(x_grad, (tokens, features), x.device())?))
+            }
+        }
     }
 }
 
