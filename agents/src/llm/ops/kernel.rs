@@ -1,7 +1,7 @@
 //! Products and row-wise loops over plain slices, which the fused operations are made of.
 //!
-//! Work is cut into pieces whose borders depend on sizes alone; each piece is computed by one thread. So results have the
-//! same bits for any number of threads.
+//! Work is cut into pieces, each computed by one thread. Where a border could change a bit, borders depend on sizes alone. So
+//! results have the same bits for any number of threads.
 
 use std::ops::Range;
 
@@ -118,15 +118,20 @@ pub(super) fn product(out: &mut [f32], out_row: usize, [m, n, k]: [usize; 3], le
     }
 }
 
-/// As [`product`], with the rows of the result shared among threads.
+/// As [`product`], with the rows of the result shared among threads. Each thread packs the right factor for itself, so there
+/// are no more pieces than threads. A row has the same bits in any piece of at least 64 rows: how its sum is cut depends on
+/// `k` alone.
 pub(super) fn parallel_product(out: &mut [f32], out_row: usize, [m, n, k]: [usize; 3], left: Matrix<'_>, right: Matrix<'_>, adds: bool) {
     let length = out.len();
     let shared = Shared::new(out);
-    in_pieces(m, |rows| {
+    let pieces = (m / 128).clamp(1, rayon::current_num_threads());
+    let size = m / pieces / 64 * 64;
+    each(pieces, |i| {
+        let rows = i * size..if i + 1 == pieces { m } else { (i + 1) * size };
         let end = if rows.end == m { length } else { rows.end * out_row };
         // SAFETY: pieces are disjoint ranges of rows.
         let out = unsafe { shared.slice(rows.start * out_row..end) };
-        let left = Matrix { data: &left.data[rows.start * left.row..], ..left };
+        let left = Matrix { data: &left.data[(rows.start * left.row).min(left.data.len())..], ..left };
         product(out, out_row, [rows.len(), n, k], left, right, adds, 1.0);
     });
 }
@@ -544,4 +549,32 @@ impl AdamWStep<'_> {
 /// Sum of squares in `f64`, in a fixed order.
 pub(in crate::llm) fn sum_of_squares(x: &[f32]) -> f64 {
     x.chunks(4096).map(|chunk| f64::from(dot(chunk, chunk))).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_envs::Rng;
+
+    use super::*;
+
+    #[test]
+    fn products_have_the_same_bits_on_any_number_of_threads() {
+        let mut rng = Rng::from_seed(3);
+        let mut noise = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal_f32()).collect() };
+        // Rows that leave a remainder of one, and sums of more than one block.
+        for [m, n, k] in [[257, 33, 48], [641, 7, 1100], [130, 96, 5], [1000, 64, 600]] {
+            let (left, right) = (noise(m * k), noise(n * k));
+            let run = |threads: usize, is_transposed: bool| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let left = if is_transposed { Matrix { data: &left, row: 1, column: m } } else { Matrix::rows(&left, k) };
+                let mut out = vec![0.5; m * n];
+                pool.install(|| parallel_product(&mut out, n, [m, n, k], left, Matrix::rows(&right, k).transposed(), true));
+                out
+            };
+            for is_transposed in [false, true] {
+                let one = run(1, is_transposed);
+                assert!([2, 3, 5, 8].iter().all(|&threads| run(threads, is_transposed) == one), "{m} {n} {k}");
+            }
+        }
+    }
 }
