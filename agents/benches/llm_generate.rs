@@ -1,7 +1,7 @@
 //! Greedy generation on one core, for the sizes S and M: a prompt of 64 tokens and 128 new ones per row, prefill included.
 //! Peers measure the same in `benches/peers/llm_generate.py`.
 //!
-//! `taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second over the whole call,
+//! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second over the whole call,
 //! median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out. `llm_prefill` reads 16 prompts
 //! of 64 tokens and draws one token each: prompt tokens per second.
 #![allow(clippy::print_stdout, missing_docs)]
@@ -11,42 +11,12 @@ mod bench {
     use std::time::Instant;
 
     use candle_core::Device;
-    use steadfast_agents::llm::model::{Activation, Decoder, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
+    use steadfast_agents::llm::model::{Decoder, DecoderConfig};
     use steadfast_agents::llm::{GenerationConfig, Generator};
     use steadfast_envs::{Rng, SeedTree};
 
     const PROMPT: usize = 64;
     const NEW: usize = 128;
-
-    fn config(hidden: usize, layers: usize, heads: usize, width: usize, vocab: usize) -> DecoderConfig {
-        DecoderConfig {
-            family: Family::Llama,
-            vocab_size: vocab,
-            hidden_size: hidden,
-            n_layers: layers,
-            n_heads: heads,
-            n_kv_heads: heads,
-            head_dim: hidden / heads,
-            intermediate_size: width,
-            max_positions: 256,
-            norm: NormKind::Rms,
-            norm_eps: 1e-6,
-            positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: hidden / heads, scaling: RopeScaling::None }),
-            activation: Activation::Silu,
-            is_gated: true,
-            tie_embeddings: false,
-            qkv_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            qk_norm: false,
-            parallel_residual: false,
-            spans: vec![Span::Full; layers],
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-            pad_token_id: None,
-            initializer_range: 0.02,
-        }
-    }
 
     /// Median seconds of a call.
     fn seconds(generator: &mut Generator, rows: usize, new: usize, vocab: usize) -> f64 {
@@ -79,7 +49,7 @@ mod bench {
                 println!("{case:32} {value:9.0} tokens/s");
             }
         };
-        for (size, config) in [("S", config(256, 4, 4, 688, 4096)), ("M", config(512, 8, 8, 1376, 8192))] {
+        for (size, config) in [("S", DecoderConfig::llama(4096, 256, 4, 4, 688, 256)), ("M", DecoderConfig::llama(8192, 512, 8, 8, 1376, 256))] {
             if only.is_some_and(|only| only != size) {
                 continue;
             }

@@ -4,7 +4,7 @@
 //! the policy, a forward of the reference model, one step of AdamW. `_cached` leaves the reference out. Peers measure the
 //! same in `benches/peers/llm_dpo.py`.
 //!
-//! `taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_train`: seconds per step, median of 7 (S) or 3 (M).
+//! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_train`: seconds per step, median of 7 (S) or 3 (M).
 //! `-- --json` prints one line for each figure; `-- --size S` leaves the other size out.
 #![allow(clippy::print_stdout, missing_docs)]
 
@@ -13,7 +13,7 @@ mod bench {
     use std::time::Instant;
 
     use candle_core::Device;
-    use steadfast_agents::llm::model::{Activation, Decoder, DecoderConfig, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
+    use steadfast_agents::llm::model::{Decoder, DecoderConfig};
     use steadfast_agents::llm::{AdamW, AdamWConfig, TokenSequence, TokenStatistics};
     use steadfast_envs::SeedTree;
 
@@ -21,36 +21,6 @@ mod bench {
     const LENGTH: usize = 128;
     const COMPLETION: usize = 64;
     const BETA: f32 = 0.1;
-
-    fn config(hidden: usize, layers: usize, heads: usize, width: usize, vocab: usize) -> DecoderConfig {
-        DecoderConfig {
-            family: Family::Llama,
-            vocab_size: vocab,
-            hidden_size: hidden,
-            n_layers: layers,
-            n_heads: heads,
-            n_kv_heads: heads,
-            head_dim: hidden / heads,
-            intermediate_size: width,
-            max_positions: 256,
-            norm: NormKind::Rms,
-            norm_eps: 1e-6,
-            positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: hidden / heads, scaling: RopeScaling::None }),
-            activation: Activation::Silu,
-            is_gated: true,
-            tie_embeddings: false,
-            qkv_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            qk_norm: false,
-            parallel_residual: false,
-            spans: vec![Span::Full; layers],
-            bos_token_id: None,
-            eos_token_ids: Vec::new(),
-            pad_token_id: None,
-            initializer_range: 0.02,
-        }
-    }
 
     fn log_prob(statistics: &TokenStatistics) -> f32 {
         statistics.log_prob()
@@ -74,7 +44,7 @@ mod bench {
         // `cargo test` and clippy's dry run build benches and may run them without `--bench`.
         let is_full = arguments.iter().any(|a| a == "--bench");
         let only = arguments.iter().position(|a| a == "--size").and_then(|i| arguments.get(i + 1)).cloned();
-        let sizes = [("S", config(256, 4, 4, 688, 4096), 7), ("M", config(512, 8, 8, 1376, 8192), 3)];
+        let sizes = [("S", DecoderConfig::llama(4096, 256, 4, 4, 688, 256), 7), ("M", DecoderConfig::llama(8192, 512, 8, 8, 1376, 256), 3)];
         for (size, config, repeats) in sizes {
             if only.as_deref().is_some_and(|only| only != size) || (!is_full && size == "M") {
                 continue;

@@ -1,7 +1,6 @@
 //! RLOO, GRPO and PPO with a tiny decoder through the rollout engine: first pass, learning, micro-batches, resume, errors.
 #![cfg(feature = "llm")]
 
-use steadfast_agents::llm::model::{Activation, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
 use steadfast_agents::llm::policy_gradient::{GrpoConfig, KlConfig, LossType, RatioLevel, RlooConfig, TextPpoConfig, UpdateConfig};
 use steadfast_agents::llm::{AdamWConfig, Decoder, DecoderConfig, Device, GenerationConfig, PolicyGradientConfig, TextPolicyGradient};
 use steadfast_agents::schedule::{Decay, ScheduleConfig};
@@ -18,31 +17,12 @@ fn world() -> EnvConfig {
 
 fn shape(vocab_size: usize) -> DecoderConfig {
     DecoderConfig {
-        family: Family::Llama,
-        vocab_size,
-        hidden_size: 16,
-        n_layers: 1,
-        n_heads: 2,
         n_kv_heads: 1,
-        head_dim: 8,
-        intermediate_size: 24,
-        max_positions: 16,
-        norm: NormKind::Rms,
-        norm_eps: 1e-5,
-        positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: 8, scaling: RopeScaling::None }),
-        activation: Activation::Silu,
-        is_gated: true,
-        tie_embeddings: false,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        parallel_residual: false,
-        spans: vec![Span::Full],
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         pad_token_id: Some(0),
         initializer_range: 0.05,
+        ..DecoderConfig::llama(vocab_size, 16, 1, 2, 24, 16)
     }
 }
 

@@ -2,7 +2,6 @@
 #![cfg(feature = "llm")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use steadfast_agents::llm::model::{Activation, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
 use steadfast_agents::llm::{
     AdamWConfig, Decoder, DecoderConfig, Device, MetricSums, Objective, SftObjective, TokenSequence, Trainer, TrainerConfig,
 };
@@ -14,31 +13,12 @@ const VOCABULARY: usize = 12;
 
 fn shape() -> DecoderConfig {
     DecoderConfig {
-        family: Family::Llama,
-        vocab_size: VOCABULARY,
-        hidden_size: 16,
-        n_layers: 2,
-        n_heads: 2,
         n_kv_heads: 1,
-        head_dim: 8,
-        intermediate_size: 24,
-        max_positions: 32,
-        norm: NormKind::Rms,
-        norm_eps: 1e-5,
-        positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: 8, scaling: RopeScaling::None }),
-        activation: Activation::Silu,
-        is_gated: true,
-        tie_embeddings: false,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        parallel_residual: false,
-        spans: vec![Span::Full; 2],
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         pad_token_id: Some(0),
         initializer_range: 0.05,
+        ..DecoderConfig::llama(VOCABULARY, 16, 2, 2, 24, 32)
     }
 }
 

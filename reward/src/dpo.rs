@@ -29,6 +29,7 @@
 //! | `rewards/chosen`, `rewards/rejected` | β times the log-ratio to the reference; without one, β (ORPO: `loss_weight`) times the mean log-probability per token |
 //! | `rewards/margins`, `rewards/accuracies` | their difference; share of pairs where it is above 0 (ties are wrong) |
 //! | `logps/chosen`, `logps/rejected` | log-probability of the answer; per token where there is no reference |
+//! | `logits/chosen`, `logits/rejected` | logits of the whole vocabulary, averaged over the answer's tokens |
 //! | `train/token_accuracy` | share of chosen tokens that were the most likely one |
 //! | `train/entropy` | of the distributions that tokens are drawn from, in nats, over both answers |
 //! | `train/tokens` | all tokens of the batch |
@@ -37,8 +38,8 @@
 //! | `r3m/lambda`, `r3m/threshold` | λ and c = ln(1/λ − 1) |
 //!
 //! On held-out pairs: `eval/loss`, `eval/ce`, `eval/rewards_chosen`, `eval/rewards_rejected`, `eval/rewards_margins`,
-//! `eval/rewards_accuracies` (labels as given), `eval/logps_chosen`, `eval/logps_rejected`, `eval/token_accuracy`,
-//! `eval/entropy`; `eval/true_accuracy` where the truth is known. Pairs found equally good count for no accuracy. Where wrong
+//! `eval/rewards_accuracies` (labels as given), `eval/logps_chosen`, `eval/logps_rejected`, `eval/logits_chosen`,
+//! `eval/logits_rejected`, `eval/token_accuracy`, `eval/entropy`; `eval/true_accuracy` where the truth is known. Pairs found equally good count for no accuracy. Where wrong
 //! labels are known, how well they are found: `eval/r3m_auroc`, `eval/r3m_ap` (of −margin), `eval/r3m_precision`,
 //! `eval/r3m_recall` (of δ > 0); on the training pairs, at the end, the same as `r3m/auroc`, `r3m/ap`, `r3m/precision`,
 //! `r3m/recall`, with a table of all pairs: identifier, margin, δ, whether the label is wrong.
@@ -223,6 +224,7 @@ struct Names {
     margins: &'static str,
     log_prob_chosen: &'static str,
     log_prob_rejected: &'static str,
+    logits: [&'static str; 2],
     token_accuracy: &'static str,
     entropy: &'static str,
 }
@@ -237,6 +239,7 @@ const TRAIN: Names = Names {
     margins: "rewards/margins",
     log_prob_chosen: "logps/chosen",
     log_prob_rejected: "logps/rejected",
+    logits: ["logits/chosen", "logits/rejected"],
     token_accuracy: "train/token_accuracy",
     entropy: "train/entropy",
 };
@@ -251,6 +254,7 @@ const EVAL: Names = Names {
     margins: "eval/rewards_margins",
     log_prob_chosen: "eval/logps_chosen",
     log_prob_rejected: "eval/logps_rejected",
+    logits: ["eval/logits_chosen", "eval/logits_rejected"],
     token_accuracy: "eval/token_accuracy",
     entropy: "eval/entropy",
 };
@@ -269,7 +273,8 @@ impl Names {
         sums.add(self.log_prob_rejected, terms.log_probs[1], 1.0);
         let n = statistics[0].is_most_likely.len() as f64;
         sums.add(self.token_accuracy, statistics[0].is_most_likely.iter().filter(|&&is| is).count() as f64, n);
-        for one in statistics {
+        for (one, name) in statistics.into_iter().zip(self.logits) {
+            sums.add(name, one.mean_logits.iter().map(|&x| f64::from(x)).sum(), one.mean_logits.len() as f64);
             sums.add(self.entropy, one.entropies.iter().map(|&x| f64::from(x)).sum(), one.entropies.len() as f64);
         }
     }

@@ -71,8 +71,8 @@ pub struct TokenStatistics {
     pub entropies: Vec<f32>,
     /// Whether each token was the most likely one.
     pub is_most_likely: Vec<bool>,
-    /// Raw logit (before temperature) of each token.
-    pub logits: Vec<f32>,
+    /// Mean over the vocabulary of the raw logits (before temperature) that each token was chosen by.
+    pub mean_logits: Vec<f32>,
 }
 
 impl TokenStatistics {

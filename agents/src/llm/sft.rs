@@ -146,7 +146,7 @@ mod tests {
         let of = |log_probs: Vec<f32>| TokenStatistics {
             entropies: vec![0.5; log_probs.len()],
             is_most_likely: log_probs.iter().map(|&x| x > -1.0).collect(),
-            logits: vec![0.0; log_probs.len()],
+            mean_logits: vec![0.0; log_probs.len()],
             log_probs,
         };
         TRAIN_NAMES.add(&of(vec![-2.0]), &mut sums);

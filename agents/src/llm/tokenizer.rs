@@ -423,8 +423,15 @@ impl Tokenizer {
         let encoded = guarded(|| shared.pipeline.encode_fast(text, false)).map_err(|reason| {
             let words = text.split_whitespace();
             let culprit = words.into_iter().find(|word| guarded(|| shared.pipeline.encode_fast(*word, false)).is_err());
-            let at = culprit.map_or_else(String::new, |word| format!("at `{}`: ", shorten(word)));
-            AgentError::Model { place: format!("{}/{TOKENIZER}", shared.place), reason: format!("cannot encode a text, {at}{reason}") }
+            let reason = match culprit {
+                Some(word) => {
+                    let n = shared.pipeline.get_vocab_size(true);
+                    let word = shorten(word);
+                    format!("cannot encode `{word}`: it is none of the {n} tokens, and there is no token for unknown words; leave it out ({reason})")
+                }
+                None => format!("cannot encode a text: {reason}"),
+            };
+            AgentError::Model { place: format!("{}/{TOKENIZER}", shared.place), reason }
         })?;
         Ok(if add_special_tokens { [&*shared.prefix, encoded.get_ids(), &*shared.suffix].concat() } else { encoded.get_ids().to_vec() })
     }

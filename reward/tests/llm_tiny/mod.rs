@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use steadfast_agents::StateDict;
-use steadfast_agents::llm::model::{Activation, Family, NormKind, Positions, RopeConfig, RopeScaling, Span};
 use steadfast_agents::llm::{AdamWConfig, Decoder, DecoderConfig, Device, Objective, TokenSequence, Trainer, TrainerConfig};
 use steadfast_agents::schedule::{Decay, ScheduleConfig};
 use steadfast_envs::SeedTree;
@@ -15,31 +14,11 @@ const BAD: [u32; 4] = [8, 9, 10, 11];
 
 pub fn shape() -> DecoderConfig {
     DecoderConfig {
-        family: Family::Llama,
-        vocab_size: VOCABULARY,
-        hidden_size: 16,
-        n_layers: 2,
-        n_heads: 2,
-        n_kv_heads: 2,
-        head_dim: 8,
-        intermediate_size: 32,
-        max_positions: 24,
-        norm: NormKind::Rms,
-        norm_eps: 1e-5,
-        positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: 8, scaling: RopeScaling::None }),
-        activation: Activation::Silu,
-        is_gated: true,
-        tie_embeddings: false,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        qk_norm: false,
-        parallel_residual: false,
-        spans: vec![Span::Full; 2],
         bos_token_id: Some(1),
         eos_token_ids: vec![2],
         pad_token_id: Some(0),
         initializer_range: 0.1,
+        ..DecoderConfig::llama(VOCABULARY, 16, 2, 2, 32, 24)
     }
 }
 

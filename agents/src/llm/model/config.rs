@@ -163,3 +163,38 @@ pub struct DecoderConfig {
     /// Deviation of fresh weights.
     pub initializer_range: f64,
 }
+
+impl DecoderConfig {
+    /// A Llama of this shape without biases, with a head of its own (untied), rotary positions of base 10,000, as many heads of
+    /// keys as of queries and no special tokens; `hidden_size` is a multiple of `n_heads`.
+    pub fn llama(vocab_size: usize, hidden_size: usize, n_layers: usize, n_heads: usize, intermediate_size: usize, max_positions: usize) -> Self {
+        let head_dim = hidden_size / n_heads;
+        Self {
+            family: Family::Llama,
+            vocab_size,
+            hidden_size,
+            n_layers,
+            n_heads,
+            n_kv_heads: n_heads,
+            head_dim,
+            intermediate_size,
+            max_positions,
+            norm: NormKind::Rms,
+            norm_eps: 1e-6,
+            positions: Positions::Rope(RopeConfig { theta: 10_000.0, rotary_dim: head_dim, scaling: RopeScaling::None }),
+            activation: Activation::Silu,
+            is_gated: true,
+            tie_embeddings: false,
+            qkv_bias: false,
+            output_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            parallel_residual: false,
+            spans: vec![Span::Full; n_layers],
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: None,
+            initializer_range: 0.02,
+        }
+    }
+}

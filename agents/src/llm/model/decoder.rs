@@ -573,7 +573,7 @@ fn split(joined: &TokenStatistics, lengths: &[usize]) -> Vec<TokenStatistics> {
             log_probs: joined.log_probs[place.clone()].to_vec(),
             entropies: joined.entropies[place.clone()].to_vec(),
             is_most_likely: joined.is_most_likely[place.clone()].to_vec(),
-            logits: joined.logits[place].to_vec(),
+            mean_logits: joined.mean_logits[place].to_vec(),
         }
     };
     lengths.iter().map(part).collect()

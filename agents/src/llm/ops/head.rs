@@ -6,13 +6,13 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::kernel::{Matrix, Shared, in_pieces, parallel_product, softmax_with_entropy};
+use super::kernel::{Matrix, Shared, in_pieces, parallel_product, softmax_with_sums};
 use super::tape::Weight;
 use crate::llm::sequence::TokenStatistics;
 
 /// Statistics of rows: one row per completion token.
 fn empty(n: usize) -> TokenStatistics {
-    TokenStatistics { log_probs: vec![0.0; n], entropies: vec![0.0; n], is_most_likely: vec![false; n], logits: vec![0.0; n] }
+    TokenStatistics { log_probs: vec![0.0; n], entropies: vec![0.0; n], is_most_likely: vec![false; n], mean_logits: vec![0.0; n] }
 }
 
 /// Logits turned into probabilities.
@@ -51,22 +51,21 @@ pub(crate) fn statistics(
         for row in piece {
             // SAFETY: rows are disjoint.
             let (z, found) = unsafe { (shared.slice(row * vocab..(row + 1) * vocab), &mut *places.0.add(row)) };
-            let target = targets[row] as usize;
-            let logit = z[target];
             if inverse != 1.0 {
                 z.iter_mut().for_each(|z| *z *= inverse);
             }
-            let scaled = z[target];
-            let (entropy, log_prob, is_most_likely) = finish(z, scaled);
-            *found = (log_prob, entropy, is_most_likely, logit);
+            let target = z[targets[row] as usize];
+            let s = softmax_with_sums(z);
+            let mean = (s.largest + s.total / vocab as f32) * temperature;
+            *found = (target - s.largest - s.sum.ln(), s.sum.ln() - s.along / s.sum, target >= s.largest, mean);
         }
     });
     let mut statistics = empty(rows);
-    for (row, (log_prob, entropy, is_most_likely, logit)) in found.into_iter().enumerate() {
+    for (row, (log_prob, entropy, is_most_likely, mean_logit)) in found.into_iter().enumerate() {
         statistics.log_probs[row] = log_prob;
         statistics.entropies[row] = entropy;
         statistics.is_most_likely[row] = is_most_likely;
-        statistics.logits[row] = logit;
+        statistics.mean_logits[row] = mean_logit;
     }
     (statistics, HeadRows { probabilities: logits, vocab })
 }
@@ -74,12 +73,6 @@ pub(crate) fn statistics(
 struct SharedRows(*mut (f32, f32, bool, f32));
 // SAFETY: pieces of work write to disjoint rows.
 unsafe impl Sync for SharedRows {}
-
-/// Turns scaled logits into probabilities; gives entropy, log-probability of the target and whether it is the largest.
-fn finish(z: &mut [f32], target: f32) -> (f32, f32, bool) {
-    let (largest, sum, along) = softmax_with_entropy(z);
-    (sum.ln() - along / sum, target - largest - sum.ln(), target >= largest)
-}
 
 impl HeadRows {
     /// From slopes of the loss by each log-probability: gives the gradient of the hidden states, adds that of the weight
@@ -146,7 +139,7 @@ pub(crate) fn statistics_plain(
         log_probs: host(&(&picked - &log_sum)?)?,
         entropies: host(&entropies)?,
         is_most_likely: picked_host.iter().map(|&z| z >= 0.0).collect(),
-        logits: host(&logits.gather(&targets, 1)?)?,
+        mean_logits: host(&logits.mean_keepdim(1)?)?,
     };
     Ok((statistics, PlainRows { probabilities, targets }))
 }

@@ -286,38 +286,52 @@ pub(in crate::llm) fn softmax(x: &mut [f32]) -> (f32, f32) {
 struct HeadSoftmax<'a>(&'a mut [f32]);
 
 impl Vectorised for HeadSoftmax<'_> {
-    type Out = (f32, f32, f32);
+    type Out = SoftmaxSums;
     #[inline(always)]
-    fn run<L: Lane>(self) -> (f32, f32, f32) {
+    fn run<L: Lane>(self) -> SoftmaxSums {
         let x = self.0;
         let largest = largest_of(x);
-        let (mut sum, mut along) = (L::splat(0.0), L::splat(0.0));
+        let (mut sum, mut along, mut total) = (L::splat(0.0), L::splat(0.0), L::splat(0.0));
         let whole = x.len() / L::WIDTH * L::WIDTH;
         for chunk in x[..whole].chunks_exact_mut(L::WIDTH) {
             let d = L::read(chunk).sub(L::splat(largest));
             let e = exp(d);
             sum = sum.add(e);
+            total = total.add(d);
             along = e.mul_add(d, along);
             e.write(chunk);
         }
-        let mut lanes = [[0.0_f32; 16]; 2];
+        let mut lanes = [[0.0_f32; 16]; 3];
         sum.write(&mut lanes[0]);
         along.write(&mut lanes[1]);
-        let [mut sum, mut along] = lanes.map(tree);
+        total.write(&mut lanes[2]);
+        let [mut sum, mut along, mut total] = lanes.map(tree);
         for x in &mut x[whole..] {
             let d = *x - largest;
             *x = d.exp();
             sum += *x;
             along += *x * d;
+            total += d;
         }
         let inverse = 1.0 / sum;
         x.iter_mut().for_each(|v| *v *= inverse);
-        (largest, sum, along)
+        SoftmaxSums { largest, sum, along, total }
     }
 }
 
-/// As [`softmax`]; gives also the sum of `e^d d` with `d = logit - largest`, from which the entropy is `ln sum - that / sum`.
-pub(super) fn softmax_with_entropy(x: &mut [f32]) -> (f32, f32, f32) {
+/// Sums over a row of logits, with `d = logit - largest`.
+pub(super) struct SoftmaxSums {
+    pub largest: f32,
+    /// Of `e^d`.
+    pub sum: f32,
+    /// Of `e^d d`; the entropy is `ln sum - along / sum`.
+    pub along: f32,
+    /// Of `d`.
+    pub total: f32,
+}
+
+/// As [`softmax`], with the sums that statistics of a row need.
+pub(super) fn softmax_with_sums(x: &mut [f32]) -> SoftmaxSums {
     dispatch(isa(), HeadSoftmax(x))
 }
 
