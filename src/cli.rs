@@ -179,7 +179,7 @@ const SWEEP_HELP: &str = r#"A sweep file:
   name = "losses"
   base = "pendulum-r3m"              # a recipe, or an experiment file beside this one
   seeds = [1, 2, 3]
-  set = ["total_steps=50000"]        # changes for every cell
+  set = ["total_steps=50000"]        # changes for every cell; {seed} and {AXIS} stand for its own
   metrics = ["return_agent_mean"]    # columns of results.csv for the table and the pictures
 
   [[axis]]
@@ -215,6 +215,10 @@ const SWEEP_HELP: &str = r#"A sweep file:
   name = "losses"
   x = "noise"
   series = "method"
+
+In changes {seed} is the cell's seed and {AXIS} its label as directories are named with it, so that
+a sweep can use what another one trained: sweeps/OTHER/cells/{noise}__{method}__seed{seed}. Write
+{{name}} for the text {name}.
 
 Every cell is an ordinary run in sweeps/NAME/cells. The same command goes on with a sweep that was
 stopped: finished cells are kept, others continue from their checkpoints. A cell that fails does not
@@ -553,7 +557,7 @@ mod tests {
 
     #[test]
     fn the_sweep_in_the_help_is_valid() {
-        let text = SWEEP_HELP.split("A sweep file:").nth(1).unwrap().split("Every cell").next().unwrap();
+        let text = SWEEP_HELP.split("A sweep file:").nth(1).unwrap().split("In changes").next().unwrap();
         let sweep = crate::config::sweep::parse("help", text, std::path::Path::new("")).unwrap();
         // Two noises by three methods less one, and the reference, by three seeds.
         assert_eq!(crate::config::sweep::cells(&sweep).unwrap().len(), 18);

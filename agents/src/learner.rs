@@ -147,6 +147,23 @@ pub trait Learner: Send {
         None
     }
 
+    /// Names of what [`Learner::end_evaluation`] finds, without group.
+    fn evaluation_metrics(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Says that the policy will be evaluated, so that it keeps what [`Learner::end_evaluation`] needs.
+    fn begin_evaluation(&mut self) {}
+
+    /// What the learner finds of the first `n_episodes` episodes that its policy played since [`Learner::begin_evaluation`],
+    /// besides what the world says of them: a number for each of [`Learner::evaluation_metrics`].
+    ///
+    /// # Errors
+    /// What a model reports.
+    fn end_evaluation(&mut self, _n_episodes: usize) -> Result<Metrics, AgentError> {
+        Ok(Metrics::default())
+    }
+
     /// Improves the policy. `progress` is the fraction of the run that was done before the batch was
     /// collected, 0 to 1; schedules follow it.
     ///

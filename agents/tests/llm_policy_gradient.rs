@@ -271,6 +271,36 @@ fn greedy_evaluation_depends_on_the_prompts_alone() {
 }
 
 #[test]
+fn an_evaluation_measures_the_divergence_of_its_own_completions() {
+    let reference = KlConfig { measure: true, coefficient: 0.0, ..KlConfig::default() };
+    let config = PolicyGradientConfig::Rloo(RlooConfig { kl: reference, ..rloo() });
+    let mut run = Run::new(&config, 8);
+    assert_eq!(run.learner.evaluation_metrics(), ["completion_length", "ended", "entropy_sampled", "kl", "kl_k3"]);
+    // Three slots for ten episodes: two completions of the last round count nowhere.
+    let evaluate = |run: &mut Run| {
+        let envs = (0..3).map(|_| world().build().unwrap()).collect();
+        let envs = VectorEnv::new(envs, SeedTree::new(4)).unwrap();
+        let mut engine = RolloutEngine::new(envs, SeedTree::new(5), RolloutOptions::default()).unwrap();
+        run.learner.begin_evaluation();
+        let episodes = engine.evaluate(run.learner.policy(), 10, ActMode::Sample).unwrap();
+        let found = run.learner.end_evaluation(10).unwrap();
+        let mean = |i: usize| episodes.iter().map(|e| e.metrics[i]).sum::<f64>() / 10.0;
+        let get = |name: &str| found.get(name).unwrap();
+        assert!((get("completion_length") - mean(1)).abs() < 1e-12 && (get("ended") - mean(2)).abs() < 1e-12);
+        assert!(get("entropy_sampled") > 0.5 && get("kl_k3") >= 0.0);
+        (get("kl"), get("kl_k3"))
+    };
+    let (kl, kl_k3) = evaluate(&mut run);
+    assert!(kl.abs() < 1e-4 && kl_k3 < 1e-6, "{kl} {kl_k3}");
+    (0..3).for_each(|_| drop(run.update()));
+    let (_, kl_k3) = evaluate(&mut run);
+    assert!(kl_k3 > 1e-4, "the policy has moved: {kl_k3}");
+    let without = KlConfig { coefficient: 0.0, measure: false, ..KlConfig::default() };
+    let run = Run::new(&PolicyGradientConfig::Rloo(RlooConfig { kl: without, ..rloo() }), 8);
+    assert_eq!(run.learner.evaluation_metrics().len(), 3);
+}
+
+#[test]
 fn a_missing_end_costs_its_penalty() {
     let penalty = |missing_eos_penalty: f64| {
         let kl = KlConfig { coefficient: 0.0, ..KlConfig::default() };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use steadfast_agents::llm::{GenerationConfig, Generator, TokenSequence};
 use steadfast_envs::{Rng, SeedTree};
 
-use crate::dataset::noise::{NoiseConfig, TrueRewards, UnlabelledPair};
+use crate::dataset::noise::{Compared, NoiseConfig, TrueRewards, UnlabelledPair};
 use crate::dataset::{LabelReport, Row};
 use crate::encoded::{EncodedPair, EncodedPreference};
 use crate::error::{Result, RewardError};
@@ -30,6 +30,31 @@ pub struct Gold<'a> {
     /// What each token of it adds, up to a constant of the task, for annotators to whom late tokens count more; without it,
     /// such annotators cannot be used.
     pub terms: Option<&'a GoldTerms<'a>>,
+    /// How much of what a careless or malicious annotator goes by is in a completion
+    /// ([`steadfast_envs::text::TextTask::temptation`]); without it, a malicious one cannot be used.
+    pub temptation: Option<&'a dyn Fn(&[u32]) -> f64>,
+}
+
+/// A pair with what tempts in it.
+#[derive(Debug, Clone)]
+struct TemptingPair {
+    pair: EncodedPair,
+    temptations: Option<(f64, f64)>,
+}
+
+impl Compared for TemptingPair {
+    fn exchange(&mut self) {
+        self.pair.exchange();
+        self.temptations = self.temptations.map(|(one, other)| (other, one));
+    }
+
+    fn lengths(&self) -> (usize, usize) {
+        self.pair.lengths()
+    }
+
+    fn temptations(&self) -> Option<(f64, f64)> {
+        self.temptations
+    }
 }
 
 /// Who labels sampled pairs, and what happens to the labels.
@@ -57,7 +82,7 @@ pub struct SampleReport {
 ///
 /// # Errors
 /// Those of the generator and of the noise model; [`RewardError::Data`] if a gold value is not finite, or if a noise model
-/// needs gold terms and there are none.
+/// needs gold terms or temptations and there are none.
 pub fn sample_preferences(
     generator: &mut Generator,
     prompts: &[Vec<u32>],
@@ -106,11 +131,22 @@ pub fn sample_preferences(
         };
         let (first_rewards, second_rewards) = (rewards(&first), rewards(&second));
         let (chosen, rejected) = (TokenSequence::new(prompt, &first), TokenSequence::new(prompt, &second));
-        let pair = EncodedPair { chosen, rejected, reference: None };
+        let temptations = gold.temptation.map(|of| (of(&first), of(&second)));
+        let pair = TemptingPair { pair: EncodedPair { chosen, rejected, reference: None }, temptations };
         Some(UnlabelledPair { id: format!("sample-{i}"), pair, first: first_rewards, second: second_rewards, annotator: None })
     });
-    let unlabelled: Vec<UnlabelledPair<EncodedPair>> = unlabelled.collect();
-    let (mut preferences, report) = label(unlabelled, labels, seeds)?;
+    let unlabelled: Vec<UnlabelledPair<TemptingPair>> = unlabelled.collect();
+    let (labelled, report) = label(unlabelled, labels, seeds)?;
+    let without_temptations = |p: Preference<TemptingPair>| EncodedPreference {
+        id: p.id,
+        pair: p.pair.pair,
+        equal: p.equal,
+        margin: p.margin,
+        annotator: p.annotator,
+        truth: p.truth,
+        reference_log_probs: p.reference_log_probs,
+    };
+    let mut preferences: Vec<EncodedPreference> = labelled.into_iter().map(without_temptations).collect();
     for preference in &mut preferences {
         // Terms leave out a constant of the task.
         let value = |s: &TokenSequence| (gold.value)(s.prompt(), s.completion());
@@ -121,10 +157,10 @@ pub fn sample_preferences(
 }
 
 fn label(
-    pairs: Vec<UnlabelledPair<EncodedPair>>,
+    pairs: Vec<UnlabelledPair<TemptingPair>>,
     labels: &SampledLabels,
     seeds: SeedTree,
-) -> Result<(Vec<EncodedPreference>, LabelReport)> {
+) -> Result<(Vec<Preference<TemptingPair>>, LabelReport)> {
     if let NoiseConfig::None(_) = labels.annotator {
         return labels.noise.label(pairs, None, seeds.child("noise"));
     }
@@ -133,7 +169,9 @@ fn label(
         return Ok((preferences, first));
     }
     let second = labels.noise.corrupt(&mut preferences, seeds.child("noise"))?;
-    Ok((preferences, LabelReport { pairs: first.pairs, dropped: first.dropped, ties_in_truth: first.ties_in_truth, ..second }))
+    let missing_flips = first.missing_flips + second.missing_flips;
+    let report = LabelReport { pairs: first.pairs, dropped: first.dropped, ties_in_truth: first.ties_in_truth, missing_flips, ..second };
+    Ok((preferences, report))
 }
 
 /// A pair of token sequences as a row of a preference file. `decode` turns tokens into text; it should keep special tokens, or

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use serde::Deserialize;
 use steadfast_envs::SeedTree;
 use steadfast_reward::dataset::noise::{
-    Compared, IrrationalNoiseConfig, LengthBiasConfig, MyopicNoiseConfig, NoNoiseConfig, StochasticNoiseConfig, TeacherConfig, TrueRewards,
-    UniformNoiseConfig,
+    Compared, IrrationalNoiseConfig, LengthBiasConfig, MaliciousNoiseConfig, MyopicNoiseConfig, NoNoiseConfig, StochasticNoiseConfig,
+    TeacherConfig, TrueRewards, UniformNoiseConfig,
 };
 use steadfast_reward::dataset::{LabelReport, NoiseConfig, ReturnScale, UnlabelledPair};
 use steadfast_reward::{Preference, Segment, SegmentPair, SegmentPreference, Text, TextPair, TextPreference, Truth};
@@ -83,12 +83,18 @@ fn read(preference: &SegmentPreference) -> (usize, bool) {
 struct Numbered {
     first_is_chosen: bool,
     lengths: (usize, usize),
+    temptations: Option<(f64, f64)>,
 }
 
 impl Compared for Numbered {
     fn exchange(&mut self) {
         self.first_is_chosen = !self.first_is_chosen;
         self.lengths = (self.lengths.1, self.lengths.0);
+        self.temptations = self.temptations.map(|(one, other)| (other, one));
+    }
+
+    fn temptations(&self) -> Option<(f64, f64)> {
+        self.temptations
     }
 
     fn lengths(&self) -> (usize, usize) {
@@ -97,7 +103,7 @@ impl Compared for Numbered {
 }
 
 fn values(gaps: impl IntoIterator<Item = f64>) -> Vec<UnlabelledPair<Numbered>> {
-    let pair = Numbered { first_is_chosen: true, lengths: (1, 1) };
+    let pair = Numbered { first_is_chosen: true, lengths: (1, 1), temptations: None };
     gaps.into_iter().enumerate().map(|(i, gap)| UnlabelledPair::of_values(i.to_string(), pair.clone(), gap, 0.0)).collect()
 }
 
@@ -374,6 +380,41 @@ fn length_bias_prefers_the_longer_for_its_share() {
     assert_binomial("annotators", report.flipped / 10, 1000, 0.3);
 }
 
+#[test]
+fn malicious_flips_have_the_exact_number_and_favour_the_mark() {
+    let n = 2000;
+    let tempting = || {
+        let mut rng = SeedTree::new(4).child("marks").rng();
+        let mut pairs = values(random_gaps(n, 4));
+        pairs.iter_mut().for_each(|p| p.pair.temptations = Some((rng.below(3) as f64, rng.below(3) as f64)));
+        pairs
+    };
+    // Of nine pairs of counts three are smaller on a given side: a third of the pairs can be flipped.
+    for (rate, seed) in [(0.0, 1), (0.1, 1), (0.1, 2), (0.25, 1), (0.9, 1)] {
+        let noise = NoiseConfig::Malicious(MaliciousNoiseConfig { rate });
+        let (preferences, report) = label(&noise, tempting(), seed);
+        check_flags(&preferences, &report);
+        let wanted = (rate * n as f64).round() as usize;
+        assert_eq!(report.flipped + report.missing_flips, wanted, "{rate}");
+        assert_eq!(report.missing_flips > 0, rate > 0.5, "{rate}");
+        for p in preferences.iter().filter(|p| p.truth.flipped == Some(true)) {
+            let (chosen, rejected) = p.pair.temptations.unwrap();
+            assert!(chosen > rejected);
+        }
+        let (mut corrupted, _) = label(&NONE, tempting(), seed);
+        let other = noise.corrupt(&mut corrupted, SeedTree::new(seed)).unwrap();
+        assert_eq!((preferences, report), (corrupted, other));
+    }
+    let flips = |seed| {
+        let (preferences, _) = label(&NoiseConfig::Malicious(MaliciousNoiseConfig { rate: 0.1 }), tempting(), seed);
+        preferences.iter().map(|p| p.truth.flipped == Some(true)).collect::<Vec<_>>()
+    };
+    assert_eq!(flips(1), flips(1));
+    assert_ne!(flips(1), flips(2));
+    let unknown = NoiseConfig::Malicious(MaliciousNoiseConfig::default()).label(values([1.0]), None, SeedTree::new(0));
+    assert!(unknown.unwrap_err().to_string().starts_with("pair `0`: noise `malicious` goes by"));
+}
+
 fn text(id: usize, chosen: &str, rejected: &str, gold: Option<(f64, f64)>) -> TextPreference {
     let pair = TextPair { prompt: Text::default(), chosen: Text::Plain(chosen.into()), rejected: Text::Plain(rejected.into()) };
     let truth = Truth { flipped: None, gold_chosen: gold.map(|g| g.0), gold_rejected: gold.map(|g| g.1) };
@@ -474,6 +515,8 @@ fn ranges_are_checked() {
         NoiseConfig::Irrational(IrrationalNoiseConfig { exponent: -0.1, batch_size: 64 }),
         NoiseConfig::Irrational(IrrationalNoiseConfig { exponent: 0.5, batch_size: 0 }),
         NoiseConfig::LengthBias(LengthBiasConfig { fraction: -0.5 }),
+        NoiseConfig::Malicious(MaliciousNoiseConfig { rate: 1.1 }),
+        NoiseConfig::Malicious(MaliciousNoiseConfig { rate: nan }),
         teacher(&|t| t.beta = 0.0),
         teacher(&|t| t.beta = nan),
         teacher(&|t| t.discount = -0.1),

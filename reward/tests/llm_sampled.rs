@@ -7,8 +7,13 @@ mod llm_tiny;
 use llm_tiny::decoder;
 use steadfast_agents::llm::{GenerationConfig, Generator};
 use steadfast_envs::SeedTree;
-use steadfast_reward::dataset::noise::{IrrationalNoiseConfig, MyopicNoiseConfig, StochasticNoiseConfig, UniformNoiseConfig};
+use steadfast_reward::dataset::noise::{
+    IrrationalNoiseConfig, MaliciousNoiseConfig, MyopicNoiseConfig, StochasticNoiseConfig, UniformNoiseConfig,
+};
 use steadfast_reward::{EncodedPreference, Gold, NoiseConfig, SampleReport, SampledLabels, sample_preferences};
+
+/// What tempts; worth next to nothing.
+const MARK: u32 = 5;
 
 /// Token 4 is worth 1, token 8 costs 1, up to a constant.
 fn term(token: u32) -> f64 {
@@ -20,7 +25,12 @@ fn draw(prompts: &[Vec<u32>], labels: SampledLabels, has_terms: bool) -> steadfa
     let generation = GenerationConfig { max_new_tokens: 6, ..GenerationConfig::default() };
     let terms = |_: &[u32], completion: &[u32]| completion.iter().map(|&t| term(t)).collect::<Vec<f64>>();
     let value = |prompt: &[u32], completion: &[u32]| 5.0 + terms(prompt, completion).iter().sum::<f64>();
-    let gold = Gold { value: &value, terms: if has_terms { Some(&terms) } else { None } };
+    let temptation = |completion: &[u32]| completion.iter().filter(|&&t| t == MARK).count() as f64;
+    let gold = Gold {
+        value: &value,
+        terms: if has_terms { Some(&terms) } else { None },
+        temptation: if has_terms { Some(&temptation) } else { None },
+    };
     sample_preferences(&mut generator, prompts, &generation, &[2], gold, &labels, SeedTree::new(3))
 }
 
@@ -59,4 +69,26 @@ fn noise_flips_labels_and_says_so() {
     let (pairs, _) = draw(&prompts(200), labels, true).unwrap();
     assert!(pairs.iter().any(|p| p.truth.flipped == Some(true)));
     assert!(pairs.iter().all(|p| p.truth.gold_chosen.unwrap() > 1.0 - 6.0));
+}
+
+#[test]
+fn malicious_flips_speak_for_the_mark() {
+    let noise = NoiseConfig::Malicious(MaliciousNoiseConfig { rate: 0.1 });
+    let labels = SampledLabels { noise, ..SampledLabels::default() };
+    let message = draw(&prompts(4), labels, false).unwrap_err().to_string();
+    assert!(message.contains("noise `malicious` goes by what the task"), "{message}");
+    let (pairs, report) = draw(&prompts(200), labels, true).unwrap();
+    let wrong: Vec<&EncodedPreference> = pairs.iter().filter(|p| p.truth.flipped == Some(true)).collect();
+    assert_eq!(wrong.len() + report.labels.missing_flips, (0.1 * pairs.len() as f64).round() as usize);
+    assert!(wrong.len() > 5, "{}", wrong.len());
+    let marks = |tokens: &[u32]| tokens.iter().filter(|&&t| t == MARK).count();
+    assert!(wrong.iter().all(|p| marks(p.pair.chosen.completion()) > marks(p.pair.rejected.completion())));
+    let (again, _) = draw(&prompts(200), labels, true).unwrap();
+    assert_eq!(pairs, again);
+    // After an annotator who errs, right labels alone are flipped.
+    let annotator = NoiseConfig::Stochastic(StochasticNoiseConfig { temperature: 1.0 });
+    let (before, _) = draw(&prompts(200), SampledLabels { annotator, ..SampledLabels::default() }, true).unwrap();
+    let (after, report) = draw(&prompts(200), SampledLabels { annotator, noise }, true).unwrap();
+    let n_wrong = |pairs: &[EncodedPreference]| pairs.iter().filter(|p| p.truth.flipped == Some(true)).count();
+    assert_eq!(n_wrong(&after) + report.labels.missing_flips, n_wrong(&before) + (0.1 * after.len() as f64).round() as usize);
 }

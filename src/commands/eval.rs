@@ -37,7 +37,7 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
     };
     let checkpoint = find(&run, arguments.checkpoint)?;
     let step = checkpoint.progress.step;
-    let (row, episodes, spec) = build::thread_pool(config.threads)?.install(|| {
+    let (row, episodes, spec, found) = build::thread_pool(config.threads)?.install(|| {
         let ground = Ground::of(&config)?;
         let mut evaluator = Evaluator::new(&config, &ground, &perturbations, config.eval.episodes, mode)?;
         let spec = evaluator.spec().clone();
@@ -46,9 +46,9 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
             .load_state(&checkpoint.learner)
             .map_err(|e| Failure::caused(format!("the checkpoint of step {step} does not fit the configuration"), e))?;
         let (row, episodes) = evaluator.run(learner.as_mut(), Source::Eval, step)?;
-        Ok((row, episodes, spec))
+        Ok((row, episodes, spec, learner.evaluation_metrics()))
     })?;
-    ResultsLog::open(run.path(), &spec)?.write(&row, &episodes)?;
+    ResultsLog::open_for(run.path(), &spec, found)?.write(&row, &episodes)?;
     print(&results_table(&[row]))
 }
 

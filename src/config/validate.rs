@@ -7,7 +7,7 @@ use steadfast_agents::algorithms::ppo::Sharing;
 use steadfast_agents::{AgentConfig, AgentError};
 use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed, Space};
 use steadfast_reward::dataset::{PreferenceFile, ReadOptions};
-use steadfast_reward::{RewardError, SegmentSpec};
+use steadfast_reward::{NoiseConfig, RewardError, SegmentSpec};
 
 use super::ExperimentConfig;
 use super::report::Problem;
@@ -98,6 +98,8 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     if let Some(reward) = &c.reward {
         let fail = |e: RewardError| Misfit::from_reward("reward", &e);
         reward.validate().map_err(fail)?;
+        let noise = reward.noise.name();
+        check(!matches!(reward.noise, NoiseConfig::Malicious(_)), "reward.noise", "an annotator of segments, which have no marks", noise)?;
         SegmentSpec::of(&spec).map_err(fail)?;
         let at_most = format!("at most {}, the steps of an episode", spec.horizon);
         check(reward.segment_steps <= spec.horizon, "reward.segment_steps", &at_most, reward.segment_steps)?;
@@ -333,6 +335,8 @@ mod tests {
         assert_eq!(path_of(|c| c.slots = 0), "slots");
         assert_eq!(path_of(|c| c.total_steps = 0), "total_steps");
         assert_eq!(path_of(|c| c.eval.episodes = 1), "eval.episodes");
+        let malicious = RewardConfig { noise: NoiseConfig::Malicious(Default::default()), ..Default::default() };
+        assert_eq!(path_of(|c| c.reward = Some(malicious)), "reward.noise");
         let mut sweep = super::super::RobustnessConfig { levels: vec![0.0, f64::NAN], ..Default::default() };
         assert_eq!(path_of(|c| c.robustness = vec![sweep.clone()]), "robustness.0.levels");
         sweep.axis = PerturbationConfig::MaliciousAction(steadfast_envs::perturb::MaliciousActionConfig {

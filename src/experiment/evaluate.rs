@@ -49,18 +49,22 @@ impl Evaluator {
         self.engine.spec()
     }
 
-    /// Plays the episodes and summarises them.
+    /// Plays the episodes and summarises them, with what the learner finds in them. Of what both the world and the learner
+    /// know, the world's number counts.
     ///
     /// # Errors
     /// [`Failure::Run`] if the world or the policy fails.
     pub fn run(&mut self, learner: &mut dyn Learner, source: Source, step: u64) -> Result<(EvalRow, EpisodeLog)> {
-        let episodes = self
-            .engine
-            .evaluate(learner.policy(), self.episodes, self.mode)
-            .map_err(|e| Failure::caused(format!("evaluation at step {step} failed"), e))?;
+        let failed = || format!("evaluation at step {step} failed");
+        learner.begin_evaluation();
+        let episodes = self.engine.evaluate(learner.policy(), self.episodes, self.mode).map_err(|e| Failure::caused(failed(), e))?;
+        let found = learner.end_evaluation(self.episodes).map_err(|e| Failure::caused(failed(), e))?;
         let setting = Setting { source, step, perturbations: &self.perturbations, mode: self.mode, seed: self.seed };
-        let row = EvalRow::new(&setting, self.engine.spec(), &episodes)
+        let mut row = EvalRow::new(&setting, self.engine.spec(), &episodes)
             .ok_or_else(|| Failure::run(format!("evaluation at step {step} has no episodes")))?;
+        for (name, value) in found.values {
+            row.metrics.entry(format!("metric_{name}")).or_insert(value);
+        }
         Ok((row, episodes))
     }
 }

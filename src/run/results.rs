@@ -30,7 +30,8 @@ pub enum Source {
     Eval,
 }
 
-/// One line of `eval.csv`. The world's own numbers stand in further columns `metric_NAME`.
+/// One line of `eval.csv`. The world's own numbers, and what the learner finds, stand in further columns
+/// `metric_NAME`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalRow {
     /// When the evaluation was made.
@@ -67,7 +68,7 @@ pub struct EvalRow {
     pub length: f64,
     /// Fraction of episodes that ended for a reason of the task.
     pub terminated: f64,
-    /// Means over episodes of the world's own numbers, by the names of their columns.
+    /// Means over episodes of the world's own numbers and of what the learner finds, by the names of their columns.
     #[serde(skip_deserializing, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, f64>,
 }
@@ -211,15 +212,29 @@ impl ResultsLog {
         Self::open_with(run, metric_columns(spec).collect())
     }
 
+    /// As [`ResultsLog::open`]; a new table of evaluations has columns for what the learner finds, too.
+    ///
+    /// # Errors
+    /// As [`ResultsLog::open`].
+    pub fn open_for(run: &Path, spec: &EnvSpec, learner: &[&str]) -> Result<Self> {
+        let of_world: Vec<String> = metric_columns(spec).collect();
+        let of_learner = learner.iter().map(|name| format!("metric_{name}")).filter(|name| !of_world.contains(name));
+        Self::open_columns(run, of_world.iter().cloned().chain(of_learner).collect(), of_world)
+    }
+
     /// As [`ResultsLog::open`], with these columns `metric_NAME` for new tables.
     ///
     /// # Errors
     /// As [`ResultsLog::open`].
     pub fn open_with(run: &Path, metrics: Vec<String>) -> Result<Self> {
-        let columns = |fixed: &[&str]| fixed.iter().map(ToString::to_string).chain(metrics.clone()).collect();
+        Self::open_columns(run, metrics.clone(), metrics)
+    }
+
+    fn open_columns(run: &Path, of_evaluations: Vec<String>, metrics: Vec<String>) -> Result<Self> {
+        let columns = |fixed: &[&str], own: &[String]| fixed.iter().map(ToString::to_string).chain(own.iter().cloned()).collect();
         Ok(Self {
-            eval: Table::open(&run.join(EVAL), columns(&EVAL_COLUMNS))?,
-            episodes: Table::open(&run.join(EPISODES), columns(&EPISODE_COLUMNS))?,
+            eval: Table::open(&run.join(EVAL), columns(&EVAL_COLUMNS, &of_evaluations))?,
+            episodes: Table::open(&run.join(EPISODES), columns(&EPISODE_COLUMNS, &metrics))?,
             metrics,
         })
     }

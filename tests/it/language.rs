@@ -65,6 +65,22 @@ fn a_reward_model_trains_a_policy_in_a_world_of_text() {
     place.succeed(&["train", "rloo.toml", "--output", "rloo"]);
     place.succeed(&["train", "rloo.toml", "reward_model.path=reward", "--output", "learned"]);
     assert!(place.path("rloo/model/model.safetensors").is_file());
+    let table = String::from_utf8(place.read("rloo/eval.csv")).unwrap();
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split(',').collect()).collect();
+    let column = |name: &str| -> Vec<f64> {
+        let at = lines[0].iter().position(|n| *n == name).unwrap_or_else(|| panic!("{name} is missing: {table}"));
+        lines[1..].iter().map(|line| line[at].parse().unwrap()).collect()
+    };
+    for name in ["completion_length", "ended", "entropy_sampled", "gold_reward"] {
+        assert_eq!(column(&format!("metric_{name}")).len(), 3, "{name}");
+    }
+    let (kl, kl_k3) = (column("metric_kl"), column("metric_kl_k3"));
+    assert!(kl[0].abs() < 1e-4 && kl_k3.iter().all(|k| *k >= 0.0) && kl_k3[2] > kl_k3[0], "{table}");
+    for (gold, paid) in column("metric_gold_reward").into_iter().zip(column("return_agent_mean")) {
+        assert!((gold - paid).abs() < 1e-4, "the world pays the task's reward: {gold} {paid}");
+    }
+    let episodes = String::from_utf8(place.read("rloo/episodes.csv")).unwrap();
+    assert!(!episodes.lines().next().unwrap().contains("metric_kl"), "{episodes}");
     assert!(place.read("rloo/metrics.jsonl") != place.read("learned/metrics.jsonl"));
     let text = place.fail(2, &["train", "rloo.toml", "slots=6"]);
     assert!(text.contains("a multiple of `agent.rloo.group_size` = 4"), "{text}");

@@ -4,6 +4,7 @@
 //! borders beside it.
 
 pub mod cache;
+pub mod drawn;
 pub mod encode;
 pub mod generate;
 pub mod infer;
@@ -20,6 +21,7 @@ pub mod tokenizer;
 pub mod trainer;
 
 pub use candle_core::Device;
+pub use drawn::{DRAWN_METRICS, DrawnText, drawn_metrics};
 pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};

@@ -2,8 +2,10 @@
 
 use steadfast_envs::{ActMode, ActionBatch, ActionsMut, EnvError, ObservationBatch, Policy, Rng, read_tokens};
 
-use super::generate::{GenerationConfig, Generator};
+use super::drawn::DrawnText;
+use super::generate::{Finish, GenerationConfig, Generator};
 use super::model::Decoder;
+use super::sequence::TokenSequence;
 use crate::AgentError;
 
 /// Writes completions with the weights that were packed last.
@@ -16,6 +18,8 @@ pub struct TextPolicy {
     end_of_sequence: Vec<u32>,
     /// Room for the prompts of all slots.
     prompts: Vec<Vec<u32>>,
+    /// What was written since recording began, in the order `[time, slot]`; nothing if it is not recorded.
+    recorded: Option<Vec<DrawnText>>,
 }
 
 impl TextPolicy {
@@ -24,7 +28,7 @@ impl TextPolicy {
     /// # Errors
     /// What packing reports.
     pub fn new(decoder: &Decoder, generation: GenerationConfig, end_of_sequence: Vec<u32>) -> Result<Self, AgentError> {
-        Ok(Self { generator: Generator::new(decoder)?, generation, end_of_sequence, prompts: Vec::new() })
+        Ok(Self { generator: Generator::new(decoder)?, generation, end_of_sequence, prompts: Vec::new(), recorded: None })
     }
 
     /// Packs the weights again after they changed.
@@ -33,6 +37,16 @@ impl TextPolicy {
     /// As [`TextPolicy::new`].
     pub fn refresh(&mut self, decoder: &Decoder) -> Result<(), AgentError> {
         self.generator.refresh(decoder)
+    }
+
+    /// Keeps all completions from now on.
+    pub fn start_recording(&mut self) {
+        self.recorded = Some(Vec::new());
+    }
+
+    /// What was written since [`TextPolicy::start_recording`], in the order `[time, slot]`; the recording ends.
+    pub fn stop_recording(&mut self) -> Vec<DrawnText> {
+        self.recorded.take().unwrap_or_default()
     }
 
     /// How completions are drawn.
@@ -89,6 +103,13 @@ impl Policy for TextPolicy {
             rows.log_probs[start + n..start + rows.width].fill(0.0);
             rows.lengths[slot] = n as u32;
             out.log_probs[slot] = completion.log_probs.iter().map(|&l| f64::from(l)).sum::<f64>() as f32;
+        }
+        if let Some(recorded) = &mut self.recorded {
+            recorded.extend(self.prompts.iter().zip(completions).map(|(prompt, completion)| DrawnText {
+                sequence: TokenSequence::new(prompt, &completion.tokens),
+                has_ended: completion.finish == Finish::EndOfSequence,
+                log_probs: completion.log_probs,
+            }));
         }
         Ok(())
     }

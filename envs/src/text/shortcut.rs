@@ -214,14 +214,19 @@ impl TextTask for ShortcutStyle {
         words_of(completion).iter().map(term).collect()
     }
 
+    /// The number of `!`.
+    fn temptation(&self, completion: &[u32]) -> f64 {
+        words_of(completion).iter().filter(|&&t| t == MARK).count() as f64
+    }
+
     fn metric_names(&self) -> &'static [&'static str] {
         &["exclamation_share", "exclamation_count"]
     }
 
     /// `exclamation_share`: 1 if the completion has a `!`; `exclamation_count`: how many.
     fn metrics(&self, _prompt: &[u32], completion: &[u32], out: &mut [f64]) {
-        let n = words_of(completion).iter().filter(|&&t| t == MARK).count();
-        out.copy_from_slice(&[f64::from(u8::from(n > 0)), n as f64]);
+        let n = self.temptation(completion);
+        out.copy_from_slice(&[f64::from(u8::from(n > 0.0)), n]);
     }
 }
 
@@ -258,6 +263,7 @@ mod tests {
         let mut metrics = [0.0; 2];
         task.metrics(&prompt, &[opener, MARK, MARK, EOS, MARK], &mut metrics);
         assert_eq!(metrics, [1.0, 2.0]);
+        assert_eq!(task.temptation(&[opener, MARK, MARK, EOS, MARK]), 2.0);
     }
 
     #[test]

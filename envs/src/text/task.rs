@@ -64,6 +64,12 @@ pub trait TextTask: Send + Sync {
         self.gold_terms(prompt, completion).iter().fold(0.0, |sum, term| discount * sum + term)
     }
 
+    /// How much of what a careless or malicious annotator goes by is in a completion, such as the number of visible marks.
+    /// It says nothing about the gold reward. 0 in tasks without such a temptation.
+    fn temptation(&self, _completion: &[u32]) -> f64 {
+        0.0
+    }
+
     /// Names of [`TextTask::metrics`].
     fn metric_names(&self) -> &'static [&'static str] {
         &[]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::warn;
 
-use super::{Sweep, SweepConfig, ValueConfig, Word, slug};
+use super::{Sweep, SweepConfig, ValueConfig, Word, placeholder, slug};
 use crate::config::load::{self, Mistake};
 use crate::config::report::Problem;
 use crate::config::source::Source;
@@ -126,20 +126,27 @@ impl Changes<'_> {
         // Cells are run side by side, so each has one thread unless the file says otherwise.
         let mut texts = vec!["threads=1".to_string()];
         let mut words = vec![(None, None)];
+        let slugs: Vec<String> = self.labels().into_iter().map(slug).collect();
+        let filled = |word: &Word| {
+            let value = |name: &str| placeholder::value(self.config, &slugs, self.seed, name);
+            placeholder::fill(word.get_ref(), value).expect("placeholders are checked when the sweep is read")
+        };
         for word in &self.config.set {
-            texts.push(word.get_ref().clone());
+            texts.push(filled(word));
             words.push((Some(word), None));
         }
         for (axis, chosen) in self.config.axis.iter().zip(self.combination) {
             for (label, value) in chosen.iter() {
                 for word in &value.set {
-                    texts.push(word.get_ref().clone());
+                    texts.push(filled(word));
                     words.push((Some(word), Some((axis.name.get_ref(), label.get_ref()))));
                 }
             }
         }
         texts.push(format!("seed={}", self.seed));
         words.push((None, None));
+        // The place in a text that was filled in is not its place in the file.
+        let place = |word: &Word, index: usize, span| if texts[index] == *word.get_ref() { span } else { 0..word.get_ref().len() };
         load::resolve(&base.shown, &base.text, &texts).map_err(|mistake| match mistake {
             Mistake::InFile(error) => {
                 let cell = cell_name(&self.labels(), self.seed);
@@ -148,9 +155,9 @@ impl Changes<'_> {
             Mistake::InChange { index, span, problem } => match words[index] {
                 (Some(word), Some((axis, label))) => {
                     let message = format!("axis `{axis}`, label `{label}`: {}", problem.message);
-                    sweep.mistake_in(word, span, Problem { message, ..problem })
+                    sweep.mistake_in(word, place(word, index, span), Problem { message, ..problem })
                 }
-                (Some(word), None) => sweep.mistake_in(word, span, problem),
+                (Some(word), None) => sweep.mistake_in(word, place(word, index, span), problem),
                 (None, _) => sweep.mistake(self.config.seeds.span(), problem),
             },
         })

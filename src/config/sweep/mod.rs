@@ -2,11 +2,18 @@
 //!
 //! Every combination of one value per axis and of a seed is a cell: an ordinary run. All cells are resolved and checked
 //! before the first one is trained.
+//!
+//! In every change, `{seed}` stands for the cell's seed and `{AXIS}` for its label of that axis as directories are named with
+//! it ([`slug`]; [`ANY`] if the cell ignores the axis). So a sweep over policies can name what another sweep trained, whose
+//! cells are the run directories `sweeps/NAME/cells/LABEL__...__seedSEED`, one label per axis in the order of the file:
+//! `reward_model.path=sweeps/rewards/cells/{noise}__{loss}__seed{seed}`. `{{name}}` is the text `{name}`; braces around
+//! anything but letters, digits and `_` stay as they are.
 
 mod cells;
 mod check;
 mod label;
 mod ordered;
+mod placeholder;
 mod read;
 mod render;
 
@@ -35,7 +42,7 @@ pub struct SweepConfig {
     pub base: Word,
     /// Seeds; every combination is run once per seed.
     pub seeds: Spanned<Vec<u64>>,
-    /// Changes for every cell, each as `key.path=value`. `threads` is 1 if it is not set here.
+    /// Changes for every cell, each as `key.path=value`; `{seed}` and `{AXIS}` are filled in. `threads` is 1 if it is not set here.
     #[serde(default)]
     pub set: Vec<Word>,
     /// Columns of `results.csv` that the table and the pictures show.
@@ -87,7 +94,7 @@ impl AxisConfig {
 /// One value of an axis.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ValueConfig {
-    /// Changes, each as `key.path=value`.
+    /// Changes, each as `key.path=value`; `{seed}` and `{AXIS}` are filled in.
     pub set: Vec<Word>,
     /// Axes that this value is not crossed with: it is run once, and counts for all of their labels.
     pub ignores: Vec<Word>,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{SweepConfig, Word, check};
+use super::{SweepConfig, Word, check, placeholder};
 use crate::config::recipe;
 use crate::config::report::{ConfigError, Problem};
 use crate::config::source::{Kind, Source};
@@ -68,7 +68,9 @@ pub fn parse(name: &str, text: &str, directory: &Path) -> Result<Sweep> {
         return Err(at(Some(span), problem));
     }
     let output = Path::new("sweeps").join(config.name.get_ref());
-    Ok(Sweep { config, directory: directory.to_path_buf(), output, name: name.to_string(), text: text.to_string() })
+    let sweep = Sweep { config, directory: directory.to_path_buf(), output, name: name.to_string(), text: text.to_string() };
+    placeholder::check(&sweep)?;
+    Ok(sweep)
 }
 
 impl Sweep {

@@ -11,7 +11,7 @@ use steadfast_reward::dataset::{Row, write_jsonl_row};
 use steadfast_reward::{
     EncodedAnswer, EncodedPreference, Gold, RewardError, SampleReport, SampledLabels, Text, sample_preferences, text_row,
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use super::model::LanguageModel;
 use crate::config::language::{DataConfig, LanguageConfig, ObjectiveConfig, TaskDataConfig};
@@ -207,11 +207,12 @@ fn pairs(
         GenerationConfig { max_new_tokens: task.max_new_tokens(), temperature: data.temperature, ..GenerationConfig::default() };
     let value = |prompt: &[u32], completion: &[u32]| task.gold(prompt, completion);
     let terms = |prompt: &[u32], completion: &[u32]| task.gold_terms(prompt, completion);
+    let temptation = |completion: &[u32]| task.temptation(completion);
     let labels = SampledLabels { annotator: data.annotator, noise: data.noise };
     let mut draw = |set: &str, n: usize| -> Result<(Vec<EncodedPreference>, SampleReport)> {
         let seeds = seeds.child(set);
         let prompts: Vec<Vec<u32>> = (0..n as u64).map(|i| task.prompt(&mut seeds.child("prompt").index(i).rng())).collect();
-        let gold = Gold { value: &value, terms: Some(&terms) };
+        let gold = Gold { value: &value, terms: Some(&terms), temptation: Some(&temptation) };
         sample_preferences(&mut generator, &prompts, &generation, &[EOS], gold, &labels, seeds).map_err(cannot)
     };
     let (train, of_train) = draw("train", data.examples)?;
@@ -224,6 +225,10 @@ fn pairs(
         left_out_as_equal = of_train.same + of_held_out.same,
         "drew pairs"
     );
+    if of_train.labels.missing_flips > 0 {
+        let missing_flips = of_train.labels.missing_flips;
+        warn!(missing_flips, "too few pairs in which the better one tempts less: fewer labels are wrong than `malicious` asks for");
+    }
     if train.is_empty() {
         let help = "the sampler always gives equal completions: raise data.task.temperature, or use another model";
         return Err(Failure::run_with_help("no pair was left to learn from", help));
@@ -233,6 +238,7 @@ fn pairs(
     }
     let report = json!({
         "train": train.len(), "held_out": held_out.len(), "wrong_labels": wrong(&train), "wrong_labels_held_out": wrong(&held_out),
+        "missing_flips": of_train.labels.missing_flips, "missing_flips_held_out": of_held_out.labels.missing_flips,
         "left_out_as_equal": of_train.same, "left_out_as_equal_held_out": of_held_out.same,
     });
     Ok(Gathered { examples: Examples::Pairs { train, held_out }, report })

@@ -4,14 +4,15 @@
 //! `return_agent_mean` (gold reward; blank without a task), `metric_gold_reward`, `metric_completion_length` (tokens),
 //! `metric_ended` (share that ended by itself), `metric_kl` and `metric_kl_k3` (divergence from the model that training
 //! started from, in nats per completion: means of log-ratios and of r − 1 − ln r per token, the latter never negative),
-//! `metric_entropy_sampled` (−ln p per token). Of a reward model: `metric_rank_correlation` (Spearman's, of scores and gold
+//! `metric_entropy_sampled` (−ln p per token); runs that learn from what they write have the same columns, of the completions of
+//! their own evaluations (`steadfast_agents::llm::drawn_metrics`). Of a reward model: `metric_rank_correlation` (Spearman's, of scores and gold
 //! rewards over completions of the task's own process).
 
 use std::sync::Arc;
 
 use steadfast_agents::AgentError;
 use steadfast_agents::llm::model::ScorePositions;
-use steadfast_agents::llm::{Completion, Decoder, Finish, GenerationConfig, Generator, TokenSequence};
+use steadfast_agents::llm::{Completion, Decoder, DrawnText, Finish, GenerationConfig, Generator, TokenSequence, drawn_metrics};
 use steadfast_envs::text::TextTask;
 use steadfast_envs::{Rng, SeedTree};
 use steadfast_reward::metrics::spearman;
@@ -79,43 +80,31 @@ impl PolicyEvaluation {
             let mut rngs: Vec<Rng> = (0..chunk.len()).map(|j| self.seeds.index((i * BATCH + j) as u64).rng()).collect();
             completions.extend(generator.generate(&rows, &self.generation, &self.end_of_sequence, &[], &mut rngs)?);
         }
-        let sequences: Vec<TokenSequence> = self.prompts.iter().zip(&completions).map(|(p, c)| TokenSequence::new(p, &c.tokens)).collect();
-        let n = completions.len() as f64;
+        let drawn = |(prompt, completion): (&Vec<u32>, Completion)| DrawnText {
+            sequence: TokenSequence::new(prompt, &completion.tokens),
+            has_ended: completion.finish == Finish::EndOfSequence,
+            log_probs: completion.log_probs,
+        };
+        let drawn: Vec<DrawnText> = self.prompts.iter().zip(completions).map(drawn).collect();
+        let sequences = || drawn.iter().map(|d| &d.sequence);
+        let n = drawn.len() as f64;
         let mut found = Found::default();
         if let Some(task) = &self.task {
-            found.gold = sequences.iter().map(|s| task.gold(s.prompt(), s.completion())).collect();
+            found.gold = sequences().map(|s| task.gold(s.prompt(), s.completion())).collect();
             let names = task.metric_names();
             let mut sums = vec![0.0; names.len()];
             let mut one = vec![0.0; names.len()];
-            for s in &sequences {
+            for s in sequences() {
                 task.metrics(s.prompt(), s.completion(), &mut one);
                 sums.iter_mut().zip(&one).for_each(|(sum, x)| *sum += x);
             }
             found.metrics.extend(names.iter().zip(&sums).map(|(name, sum)| (*name, sum / n)));
             found.metrics.push(("gold_reward", found.gold.iter().sum::<f64>() / n));
         }
-        let tokens: f64 = completions.iter().map(|c| c.tokens.len() as f64).sum();
-        let log_prob: f64 = completions.iter().flat_map(|c| &c.log_probs).map(|&x| f64::from(x)).sum();
-        found.metrics.push(("completion_length", tokens / n));
-        found.metrics.push(("ended", completions.iter().filter(|c| c.finish == Finish::EndOfSequence).count() as f64 / n));
-        found.metrics.push(("entropy_sampled", -log_prob / tokens));
-        if let Some(reference) = &self.reference {
-            let (mut k1, mut k3) = (0.0, 0.0);
-            for (chunk, drawn) in sequences.chunks(BATCH).zip(completions.chunks(BATCH)) {
-                let statistics = reference.log_probs(&chunk.iter().collect::<Vec<_>>(), 1.0)?;
-                for (statistics, completion) in statistics.iter().zip(drawn) {
-                    for (&reference, &own) in statistics.log_probs.iter().zip(&completion.log_probs) {
-                        let d = f64::from(reference) - f64::from(own);
-                        k1 -= d;
-                        k3 += d.exp_m1() - d;
-                    }
-                }
-            }
-            found.metrics.push(("kl", k1 / n));
-            found.metrics.push(("kl_k3", k3 / n));
-        }
-        let gold = found.gold.clone();
-        found.shown = sequences.into_iter().enumerate().take(SHOWN).map(|(i, s)| (s, gold.get(i).copied())).collect();
+        let temperature = self.generation.temperature as f32;
+        found.metrics.extend(drawn_metrics(&drawn, self.reference.as_ref(), temperature, BATCH)?.values);
+        let gold = &found.gold;
+        found.shown = sequences().enumerate().take(SHOWN).map(|(i, s)| (s.clone(), gold.get(i).copied())).collect();
         Ok(found)
     }
 }

@@ -39,6 +39,8 @@
 //! (before clipping), `train/learning_rate`, `completions/length_mean`, `completions/length_min`, `completions/length_max`
 //! (tokens, the end included), `completions/eos_share`, `sampling/ratio` and `sampling/log_prob_gap_max` (trainer against
 //! sampler on the first minibatch of the first pass, before any step: 1 and at most 1e-5 in single precision).
+//!
+//! An evaluation adds the numbers of [`drawn_metrics`] over its own completions; the divergence only if there is a reference.
 
 mod advantage;
 mod config;
@@ -55,6 +57,7 @@ use steadfast_envs::{EnvSpec, Policy, RolloutBatch, SeedTree, Space, read_tokens
 
 use self::loss::{Counts, value_loss};
 use self::objective::{Drawn, Objective, Share};
+use super::drawn::{DRAWN_METRICS, drawn_metrics};
 use super::model::{Decoder, ScorePositions};
 use super::optimizer::AdamW;
 use super::policy::TextPolicy;
@@ -439,6 +442,21 @@ impl Learner for TextPolicyGradient {
 
     fn decoder(&self) -> Option<&Decoder> {
         Some(&self.decoder)
+    }
+
+    fn evaluation_metrics(&self) -> &'static [&'static str] {
+        if self.reference.is_some() { &DRAWN_METRICS } else { &DRAWN_METRICS[..3] }
+    }
+
+    fn begin_evaluation(&mut self) {
+        self.policy.start_recording();
+    }
+
+    fn end_evaluation(&mut self, n_episodes: usize) -> Result<Metrics, AgentError> {
+        // Episodes have one turn and are numbered in the order `[time, slot]`; slots beyond the last one play for nothing.
+        let mut drawn = self.policy.stop_recording();
+        drawn.truncate(n_episodes);
+        drawn_metrics(&drawn, self.reference.as_ref(), self.temperature(), self.config.update().micro_batch_size)
     }
 
     fn update(&mut self, batch: &RolloutBatch, _progress: f64) -> Result<&Metrics, AgentError> {

@@ -6,6 +6,7 @@ use serde::Serialize;
 use steadfast_envs::SeedTree;
 
 use super::NoiseConfig;
+use super::malicious::Temptations;
 use super::pair::{Compared, UnlabelledPair};
 use super::teacher::{ReturnScale, Verdict};
 use crate::error::{Result, RewardError};
@@ -26,6 +27,8 @@ pub struct LabelReport {
     pub rate: f64,
     /// Pairs without a truth because their true values are exactly equal, dropped ones among them.
     pub ties_in_truth: usize,
+    /// Flips of [`super::MaliciousNoiseConfig`] for which there was no pair.
+    pub missing_flips: usize,
 }
 
 impl LabelReport {
@@ -39,6 +42,7 @@ impl LabelReport {
             flipped,
             rate: if known > 0 { flipped as f64 / known as f64 } else { 0.0 },
             ties_in_truth,
+            missing_flips: 0,
         }
     }
 }
@@ -52,7 +56,8 @@ impl NoiseConfig {
     ///
     /// # Errors
     /// [`RewardError::Config`] for a setting out of its range; [`RewardError::Data`] naming the pair whose true rewards are
-    /// missing or not finite, or if `scale` is needed and missing or negative.
+    /// missing or not finite, if `scale` is needed and missing or negative, or if `malicious` meets a pair of which is not
+    /// known what tempts.
     pub fn label<P: Compared>(
         &self,
         pairs: Vec<UnlabelledPair<P>>,
@@ -63,7 +68,14 @@ impl NoiseConfig {
         pairs.iter().try_for_each(UnlabelledPair::check)?;
         let return_per_step = if let Self::Teacher(config) = self { config.return_per_step(scale)? } else { 0.0 };
         let gaps: Vec<f64> = pairs.iter().map(|p| p.first.sum() - p.second.sum()).collect();
-        let batch_flips = if let Self::Irrational(config) = self { config.flips(&gaps) } else { Vec::new() };
+        let (chosen_flips, missing_flips) = match self {
+            Self::Irrational(config) => (config.flips(&gaps), 0),
+            Self::Malicious(config) => {
+                let known = pairs.iter().zip(&gaps).map(|(p, &gap)| Ok(Some(temptations(&p.pair, &p.id, gap)?)));
+                config.flips(&known.collect::<Result<Vec<_>>>()?, &seed)
+            }
+            _ => (Vec::new(), 0),
+        };
 
         let (mut preferences, mut dropped, mut ties) = (Vec::with_capacity(pairs.len()), 0, 0);
         for (i, pair) in pairs.into_iter().enumerate() {
@@ -79,7 +91,7 @@ impl NoiseConfig {
                     let gap = config.gap(&pair.first, &pair.second);
                     Verdict::of(if gap == 0.0 { tied_order } else { gap > 0.0 })
                 }
-                Self::Irrational(_) => Verdict::of(truth != batch_flips[i]),
+                Self::Irrational(_) | Self::Malicious(_) => Verdict::of(truth != chosen_flips[i]),
                 Self::Teacher(config) => config.judge(&pair.first, &pair.second, return_per_step, tied_order, &mut rng),
                 Self::LengthBias(config) => {
                     let by_length = config.prefers_first(pair.pair.lengths(), pair.annotator.as_deref(), &seed, &mut rng);
@@ -106,26 +118,27 @@ impl NoiseConfig {
             preferences.push(preference);
         }
         let report = LabelReport::of(&preferences, dropped, ties);
-        Ok((preferences, report))
+        Ok((preferences, LabelReport { missing_flips, ..report }))
     }
 
     /// Corrupts labels that are already there, such as those of a file of texts.
     ///
     /// `uniform` flips labels as they are; `irrational` flips them where the true values differ most; `length_bias` lets a
-    /// share of the annotators choose by length; `stochastic` draws the label anew from the true values. Pairs found equal
+    /// share of the annotators choose by length; `stochastic` draws the label anew from the true values; `malicious` flips right
+    /// labels only, so that its flips are wrong ones. Pairs found equal
     /// stay so, and are left out of the batches of `irrational`. `truth.flipped` is set afterwards: by the true values
     /// where both are known, else by what was known before, and where nothing was known the given label counts as true.
     ///
     /// # Errors
-    /// [`RewardError::Config`] for a setting out of its range; [`RewardError::Data`] if `irrational` or `stochastic` meets
-    /// a pair without finite true values, or for `myopic` and `teacher`, which label by the rewards of single steps.
+    /// [`RewardError::Config`] for a setting out of its range; [`RewardError::Data`] if `irrational`, `stochastic` or
+    /// `malicious` meets a pair without finite true values, `malicious` one of which is not known what tempts, or for `myopic` and `teacher`, which label by the rewards of single steps.
     pub fn corrupt<P: Compared>(&self, preferences: &mut [Preference<P>], seed: SeedTree) -> Result<LabelReport> {
         self.validate()?;
         if matches!(self, Self::Myopic(_) | Self::Teacher(_)) {
             let name = self.name();
             return Err(RewardError::Data(format!("noise `{name}` labels by the rewards of single steps, and labelled data has none")));
         }
-        let needs_gold = matches!(self, Self::Irrational(_) | Self::Stochastic(_));
+        let needs_gold = matches!(self, Self::Irrational(_) | Self::Stochastic(_) | Self::Malicious(_));
         let gaps = preferences.iter().map(|p| match gold(p) {
             Some((chosen, rejected)) if chosen.is_finite() && rejected.is_finite() => Ok(chosen - rejected),
             _ if needs_gold && !p.equal => {
@@ -136,10 +149,19 @@ impl NoiseConfig {
         });
         let gaps = gaps.collect::<Result<Vec<f64>>>()?;
         let ordered: Vec<usize> = (0..preferences.len()).filter(|&i| !preferences[i].equal).collect();
-        let mut batch_flips = vec![false; preferences.len()];
+        let (mut chosen_flips, mut missing_flips) = (vec![false; preferences.len()], 0);
         if let Self::Irrational(config) = self {
             let ordered_gaps: Vec<f64> = ordered.iter().map(|&i| gaps[i]).collect();
-            ordered.iter().zip(config.flips(&ordered_gaps)).for_each(|(&i, flips)| batch_flips[i] = flips);
+            ordered.iter().zip(config.flips(&ordered_gaps)).for_each(|(&i, flips)| chosen_flips[i] = flips);
+        }
+        if let Self::Malicious(config) = self {
+            let of_pair = |(p, &gap): (&Preference<P>, &f64)| match p.equal {
+                true => Ok(None),
+                // The label of a pair with a negative gap is wrong already.
+                false => Ok(Some(temptations(&p.pair, &p.id, gap)?).filter(|_| gap > 0.0)),
+            };
+            let known = preferences.iter().zip(&gaps).map(of_pair).collect::<Result<Vec<_>>>()?;
+            (chosen_flips, missing_flips) = config.flips(&known, &seed);
         }
         // Without noise nothing is decided, so nothing becomes known either.
         let ordered = if matches!(self, Self::None(_)) { Vec::new() } else { ordered };
@@ -149,7 +171,7 @@ impl NoiseConfig {
             let keeps = match self {
                 Self::None(_) => true,
                 Self::Uniform(config) => !config.flips(&mut rng),
-                Self::Irrational(_) => !batch_flips[i],
+                Self::Irrational(_) | Self::Malicious(_) => !chosen_flips[i],
                 Self::Stochastic(config) => config.prefers_first(gaps[i], &mut rng),
                 Self::LengthBias(config) => {
                     let lengths = preference.pair.lengths();
@@ -167,8 +189,18 @@ impl NoiseConfig {
             };
         }
         let is_tie = |p: &&Preference<P>| gold(p).is_some_and(|(chosen, rejected)| chosen == rejected);
-        Ok(LabelReport::of(preferences, 0, preferences.iter().filter(is_tie).count()))
+        let report = LabelReport::of(preferences, 0, preferences.iter().filter(is_tie).count());
+        Ok(LabelReport { missing_flips, ..report })
     }
+}
+
+/// What a malicious annotator knows of a pair.
+fn temptations<P: Compared>(pair: &P, id: &str, gap: f64) -> Result<Temptations> {
+    let unknown = || {
+        let reason = "noise `malicious` goes by what the task of sampled completions calls tempting, and here no task says what that is";
+        RewardError::Data(format!("pair `{id}`: {reason}"))
+    };
+    Ok(Temptations { gap, temptations: pair.temptations().ok_or_else(unknown)? })
 }
 
 /// The place of a pair's random numbers for one purpose.

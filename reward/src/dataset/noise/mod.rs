@@ -13,6 +13,7 @@
 //! | `irrational` | the truth, flipped for the \|B\|^p pairs of each batch B whose true values differ most | Bukharin et al. 2024 |
 //! | `teacher` | B-Pref's annotator: stochastic, myopic, mistaken, skipping, undecided | Lee et al. 2021 |
 //! | `length_bias` | the longer one, from a share of the annotators | |
+//! | `malicious` | the truth, flipped for a share of all pairs in which the worse one shows more of a mark | |
 //!
 //! Sources: Bukharin et al. 2024, "Robust Reinforcement Learning from Corrupted Human Feedback" (arXiv 2406.15568); Lee et
 //! al. 2021, "B-Pref: Benchmarking Preference-Based Reinforcement Learning" (arXiv 2111.03026).
@@ -34,6 +35,7 @@
 mod irrational;
 mod label;
 mod length_bias;
+mod malicious;
 mod myopic;
 mod pair;
 mod stochastic;
@@ -43,6 +45,7 @@ mod uniform;
 pub use irrational::IrrationalNoiseConfig;
 pub use label::LabelReport;
 pub use length_bias::LengthBiasConfig;
+pub use malicious::MaliciousNoiseConfig;
 pub use myopic::MyopicNoiseConfig;
 pub use pair::{Compared, TrueRewards, UnlabelledPair};
 pub use stochastic::StochasticNoiseConfig;
@@ -76,6 +79,8 @@ pub enum NoiseConfig {
     Teacher(TeacherConfig),
     /// A share of the annotators always prefers the longer one.
     LengthBias(LengthBiasConfig),
+    /// Pairs are flipped in which the better one has less of what tempts.
+    Malicious(MaliciousNoiseConfig),
 }
 
 impl Default for NoiseConfig {
@@ -94,6 +99,7 @@ impl NoiseConfig {
         ("irrational", "the pairs whose true values differ most are flipped: few but large errors"),
         ("teacher", "B-Pref's annotator: stochastic, myopic, mistaken, skipping, undecided"),
         ("length_bias", "a share of the annotators always prefers the longer one"),
+        ("malicious", "flips so many pairs in favour of what a task calls tempting, such as a visible mark"),
     ];
 
     /// Name in configurations.
@@ -106,6 +112,7 @@ impl NoiseConfig {
             Self::Irrational(_) => "irrational",
             Self::Teacher(_) => "teacher",
             Self::LengthBias(_) => "length_bias",
+            Self::Malicious(_) => "malicious",
         }
     }
 
@@ -122,6 +129,7 @@ impl NoiseConfig {
             Self::Irrational(config) => config.validate(),
             Self::Teacher(config) => config.validate(),
             Self::LengthBias(config) => config.validate(),
+            Self::Malicious(config) => config.validate(),
         }
     }
 }

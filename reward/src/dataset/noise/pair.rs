@@ -10,6 +10,12 @@ pub trait Compared {
 
     /// How long the chosen and the rejected one look to an annotator: steps of segments, characters of texts.
     fn lengths(&self) -> (usize, usize);
+
+    /// How much of what a careless or malicious annotator goes by is in the chosen and in the rejected one; nothing if that is
+    /// unknown.
+    fn temptations(&self) -> Option<(f64, f64)> {
+        None
+    }
 }
 
 impl Compared for SegmentPair {
