@@ -49,7 +49,9 @@ mod bench {
                 println!("{case:32} {value:9.0} tokens/s");
             }
         };
-        for (size, config) in [("S", DecoderConfig::llama(4096, 256, 4, 4, 688, 256)), ("M", DecoderConfig::llama(8192, 512, 8, 8, 1376, 256))] {
+        for (size, config) in
+            [("S", DecoderConfig::llama(4096, 256, 4, 4, 688, 256)), ("M", DecoderConfig::llama(8192, 512, 8, 8, 1376, 256))]
+        {
             if only.is_some_and(|only| only != size) {
                 continue;
             }

@@ -2,7 +2,7 @@
 
 use crate::command::{Place, assert_equal_runs, names};
 
-const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-language.toml");
+pub const TINY_LANGUAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tiny-language.toml");
 
 /// The same task and model, learning from pairs that the model `run` draws.
 fn preferences(run: &str) -> String {
@@ -17,7 +17,7 @@ fn preferences(run: &str) -> String {
 #[test]
 fn a_model_is_pretrained_aligned_exported_and_speaks() {
     let place = Place::new();
-    place.succeed(&["train", TINY, "--output", "base"]);
+    place.succeed(&["train", TINY_LANGUAGE, "--output", "base"]);
     for file in ["model/config.json", "model/model.safetensors", "model/tokenizer.json", "eval.csv", "samples.jsonl", "summary.json"] {
         assert!(place.path(&format!("base/{file}")).is_file(), "{file}");
     }
@@ -53,7 +53,7 @@ fn a_model_is_pretrained_aligned_exported_and_speaks() {
 #[test]
 fn a_reward_model_trains_a_policy_in_a_world_of_text() {
     let place = Place::new();
-    place.succeed(&["train", TINY, "--output", "base"]);
+    place.succeed(&["train", TINY_LANGUAGE, "--output", "base"]);
     let text = preferences("base").replace("objective.preference", "objective.reward_model").replace("tiny-dpo", "tiny-reward");
     place.write("reward.toml", &text);
     place.succeed(&["train", "reward.toml", "--output", "reward"]);
@@ -89,8 +89,8 @@ fn a_reward_model_trains_a_policy_in_a_world_of_text() {
 #[test]
 fn a_stopped_run_resumes_to_the_same_bytes() {
     let place = Place::new();
-    place.succeed(&["train", TINY, "--output", "whole"]);
-    place.succeed(&["train", TINY, "threads=2", "--output", "stopped"]);
+    place.succeed(&["train", TINY_LANGUAGE, "--output", "whole"]);
+    place.succeed(&["train", TINY_LANGUAGE, "threads=2", "--output", "stopped"]);
     std::fs::remove_file(place.path("stopped/summary.json")).unwrap();
     // Back to an older checkpoint, in the middle of the second pass.
     let newest = names(&place.path("stopped/checkpoints")).pop().unwrap();
@@ -104,7 +104,7 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
 #[test]
 fn bad_input_is_named_before_training_starts() {
     let place = Place::new();
-    place.succeed(&["train", TINY, "--output", "base"]);
+    place.succeed(&["train", TINY_LANGUAGE, "--output", "base"]);
     place.write("dpo.toml", &preferences("base"));
     let fail = |changes: &[&str]| place.fail(2, &[&["config", "check", "dpo.toml"], changes].concat());
     let text = fail(&["model.pretrained.path=runs/topic-pretrain-seed0"]);
@@ -125,9 +125,74 @@ fn bad_input_is_named_before_training_starts() {
     place.write("empty.jsonl", "{\"prompt\": \"topic0\", \"chosen\": \"w00\", \"rejected\": \"w01\"}\n{\"prompt\": \"topic0\", \"chosen\": \"\", \"rejected\": \"w01\"}\n");
     let text = place.fail(1, &["train", "dpo.toml", "data=file", "data.file.path=empty.jsonl", "--output", "empty"]);
     assert!(text.contains("empty.jsonl:2"), "{text}");
-    // Damaged weights.
-    let bytes = place.read("base/model/model.safetensors");
-    std::fs::write(place.path("base/model/model.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
-    let text = place.fail(1, &["train", "dpo.toml", "--output", "damaged"]);
-    assert!(text.contains("model.safetensors"), "{text}");
+}
+
+#[test]
+fn a_damaged_model_is_named_before_training_starts() {
+    let place = Place::new();
+    place.succeed(&["train", TINY_LANGUAGE, "--output", "base"]);
+    let (weights, config) = (place.read("base/model/model.safetensors"), place.read("base/model/config.json"));
+    let tokenizer = place.read("base/model/tokenizer.json");
+    let mut tries = 0;
+    // A folder with one file changed; the training file of pairs; what the message says.
+    let mut refused = |file: &str, bytes: &[u8], said: &[&str]| {
+        tries += 1;
+        let folder = place.path(&format!("damaged-{tries}"));
+        std::fs::create_dir(&folder).unwrap();
+        for (name, bytes) in [("model.safetensors", &weights), ("config.json", &config), ("tokenizer.json", &tokenizer)] {
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+        for name in ["tokenizer_config.json", "generation_config.json"] {
+            let _ = std::fs::copy(place.path(&format!("base/model/{name}")), folder.join(name));
+        }
+        std::fs::write(folder.join(file), bytes).unwrap();
+        if file.ends_with("index.json") {
+            std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+        }
+        place.write("dpo.toml", &preferences(&format!("damaged-{tries}")));
+        let output = format!("run-{tries}");
+        let text = place.fail(1, &["train", "dpo.toml", "--output", &output]);
+        assert!(said.iter().all(|said| text.contains(said)), "{file}: {text}");
+        assert!(!place.path(&format!("{output}/metrics.jsonl")).exists() || place.read(&format!("{output}/metrics.jsonl")).is_empty());
+    };
+    refused("model.safetensors", &weights[..weights.len() / 2], &["model.safetensors"]);
+    let mut header = weights.clone();
+    header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    refused("model.safetensors", &header, &["model.safetensors", "header"]);
+    // Another width than the tensors have.
+    let wider = String::from_utf8(config.clone()).unwrap().replace("\"intermediate_size\": 64", "\"intermediate_size\": 72");
+    assert_ne!(wider.as_bytes(), config);
+    refused("config.json", wider.as_bytes(), &["model.safetensors", "mlp."]);
+    // An index whose shard is missing, and one that leads out of the folder.
+    let index = |shard: &str| format!("{{\"metadata\": {{}}, \"weight_map\": {{\"model.embed_tokens.weight\": \"{shard}\"}}}}");
+    refused("model.safetensors.index.json", index("model-00001-of-00002.safetensors").as_bytes(), &["model-00001-of-00002.safetensors"]);
+    refused("model.safetensors.index.json", index("../base/model/model.safetensors").as_bytes(), &["does not lie in the folder"]);
+    // A tokenizer with a word more than the model knows.
+    let more = String::from_utf8(tokenizer.clone()).unwrap().replacen("\"<eos>\":", "\"zz\": 99, \"<eos>\":", 1);
+    assert_ne!(more.as_bytes(), tokenizer);
+    refused("tokenizer.json", more.as_bytes(), &["tokenizer"]);
+}
+
+#[test]
+fn every_policy_gradient_learns_from_prompts_and_a_reward_model() {
+    let place = Place::new();
+    place.succeed(&["train", TINY_LANGUAGE, "--output", "base"]);
+    let text = preferences("base").replace("objective.preference", "objective.reward_model");
+    place.write("reward.toml", &text);
+    place.succeed(&["train", "reward.toml", "--output", "reward"]);
+    let rows: Vec<String> = (0..12).map(|i| format!("{{\"prompt\": \"topic{} filler{} filler0 filler1\"}}\n", i % 2, i % 9)).collect();
+    place.write("prompts.jsonl", &rows.concat());
+    for (agent, settings) in [("rloo", "group_size = 4"), ("grpo", "group_size = 4"), ("text_ppo", "group_size = 1")] {
+        let recipe = format!(
+            "name = \"prompts\"\nthreads = 1\ntotal_steps = 48\nslots = 8\n[model.pretrained]\npath = \"base\"\n[reward_model]\npath = \"reward\"\n\
+             [env.prompts]\nfile = \"prompts.jsonl\"\nmax_prompt_tokens = 8\nmax_new_tokens = 6\n[agent.{agent}]\n{settings}\n[agent.{agent}.generation]\nmax_new_tokens = 6\n\
+             [agent.{agent}.update]\nlearning_rate = 1e-2\n[eval]\nevery_steps = 24\nepisodes = 8\nmode = \"sample\"\n"
+        );
+        place.write("prompts.toml", &recipe);
+        place.succeed(&["train", "prompts.toml", "--output", agent]);
+        let table = String::from_utf8(place.read(&format!("{agent}/eval.csv"))).unwrap();
+        assert_eq!(table.lines().count(), 4, "{agent}: {table}");
+        assert!(table.contains("metric_kl"), "{agent}: {table}");
+        assert!(place.read(&format!("{agent}/model/model.safetensors")) != place.read("base/model/model.safetensors"), "{agent}");
+    }
 }

@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::command::{Place, TINY, assert_equal_runs, names, newest_checkpoint};
+use crate::language::TINY_LANGUAGE;
 use crate::reward::TINY_REWARD;
 
 /// Kills a run again and again, each time within the part that a start should take if `kills` starts share the work;
@@ -70,6 +71,17 @@ fn a_killed_run_that_learns_its_reward_resumes_to_the_same_bytes() {
     let kills = run_with_kills(&place, TINY_REWARD, "killed", &[], whole, 5, 6);
     assert_equal_runs(&place, "whole", "killed");
     assert!(kills >= 4, "only {kills} of 6 kills hit a living process");
+}
+
+#[test]
+fn a_killed_run_of_a_language_model_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    let changes = ["data.task.examples=6000", "checkpoint.every_steps=20"];
+    let whole = whole_run(&place, TINY_LANGUAGE, &changes);
+    let kills = run_with_kills(&place, TINY_LANGUAGE, "killed", &changes, whole, 23, 5);
+    assert_equal_runs(&place, "whole", "killed");
+    assert_eq!(place.read("whole/model/model.safetensors"), place.read("killed/model/model.safetensors"));
+    assert!(kills >= 3, "only {kills} of 5 kills hit a living process");
 }
 
 #[test]

@@ -224,7 +224,12 @@ impl Vectorised for Attend<'_> {
         }
         for i in first..d {
             let values = seen.iter().flat_map(|part| {
-                part.run.values.chunks_exact(part.width).skip(part.positions.start).take(part.positions.len()).map(|row| row[part.column + i])
+                part.run
+                    .values
+                    .chunks_exact(part.width)
+                    .skip(part.positions.start)
+                    .take(part.positions.len())
+                    .map(|row| row[part.column + i])
             });
             out[i] = values.zip(scores.iter()).fold(0.0, |sum, (v, &p)| v.mul_add(p, sum));
         }

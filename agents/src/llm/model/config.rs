@@ -167,7 +167,14 @@ pub struct DecoderConfig {
 impl DecoderConfig {
     /// A Llama of this shape without biases, with a head of its own (untied), rotary positions of base 10,000, as many heads of
     /// keys as of queries and no special tokens; `hidden_size` is a multiple of `n_heads`.
-    pub fn llama(vocab_size: usize, hidden_size: usize, n_layers: usize, n_heads: usize, intermediate_size: usize, max_positions: usize) -> Self {
+    pub fn llama(
+        vocab_size: usize,
+        hidden_size: usize,
+        n_layers: usize,
+        n_heads: usize,
+        intermediate_size: usize,
+        max_positions: usize,
+    ) -> Self {
         let head_dim = hidden_size / n_heads;
         Self {
             family: Family::Llama,

@@ -390,7 +390,9 @@ impl Decoder {
             let rows = Rows::of_scores(sequences, positions)?;
             let forward = Forward::new(self, Packed::of(sequences, &self.config)?, &Steering::default(), false)?;
             let hidden = forward.hidden(&forward.embed()?)?;
-            let score = |hidden: &[f32], rows: &Rows| rows.gather(hidden, weight.len()).chunks_exact(weight.len()).map(|h| dot(h, &weight)).collect();
+            let score = |hidden: &[f32], rows: &Rows| {
+                rows.gather(hidden, weight.len()).chunks_exact(weight.len()).map(|h| dot(h, &weight)).collect()
+            };
             all.extend(hidden.read(|hidden| rows.iter().map(|rows| score(hidden, rows)).collect::<Vec<Vec<f32>>>())?);
         }
         Ok(all)

@@ -325,7 +325,14 @@ impl<'a> Forward<'a> {
         }
     }
 
-    fn fused_norm(&self, width: usize, stretches: Vec<(usize, usize)>, weights: Vec<Weight>, biases: Vec<Weight>, is_centred: bool) -> Norm {
+    fn fused_norm(
+        &self,
+        width: usize,
+        stretches: Vec<(usize, usize)>,
+        weights: Vec<Weight>,
+        biases: Vec<Weight>,
+        is_centred: bool,
+    ) -> Norm {
         Norm { tokens: self.packed.tokens.len(), width, stretches, weights, biases, eps: self.config().norm_eps as f32, is_centred }
     }
 

@@ -174,7 +174,11 @@ impl Vectorised for Dot<'_> {
     #[inline(always)]
     fn run<L: Lane>(self) -> f32 {
         let (a, b) = (self.0, &self.1[..self.0.len()]);
-        sum_of(a.len(), #[inline(always)] |i| a[i] * b[i])
+        sum_of(
+            a.len(),
+            #[inline(always)]
+            |i| a[i] * b[i],
+        )
     }
 }
 
@@ -268,8 +272,16 @@ impl Vectorised for Softmax<'_> {
     fn run<L: Lane>(self) -> (f32, f32) {
         let x = self.0;
         let largest = largest_of(x);
-        map_lanes::<L>(x, #[inline(always)] |v| exp(v.sub(L::splat(largest))));
-        let sum = sum_of(x.len(), #[inline(always)] |i| x[i]);
+        map_lanes::<L>(
+            x,
+            #[inline(always)]
+            |v| exp(v.sub(L::splat(largest))),
+        );
+        let sum = sum_of(
+            x.len(),
+            #[inline(always)]
+            |i| x[i],
+        );
         let inverse = 1.0 / sum;
         for v in x.iter_mut() {
             *v *= inverse;
@@ -373,7 +385,11 @@ impl Vectorised for SiluGate<'_> {
     #[inline(always)]
     fn run<L: Lane>(self) {
         self.out.copy_from_slice(self.gate);
-        map_lanes::<L>(self.out, #[inline(always)] |x| x.mul(sigmoid(x)));
+        map_lanes::<L>(
+            self.out,
+            #[inline(always)]
+            |x| x.mul(sigmoid(x)),
+        );
         for (o, &u) in self.out.iter_mut().zip(self.up) {
             *o *= u;
         }
@@ -401,7 +417,11 @@ impl Vectorised for SiluGateBackward<'_> {
         let (gate, up, grad) = (self.gate, &self.up[..n], &self.grad[..n]);
         let (gate_grad, up_grad) = (&mut self.gate_grad[..n], &mut self.up_grad[..n]);
         up_grad.copy_from_slice(gate);
-        map_lanes::<L>(up_grad, #[inline(always)] |x| sigmoid(x));
+        map_lanes::<L>(
+            up_grad,
+            #[inline(always)]
+            |x| sigmoid(x),
+        );
         for i in 0..n {
             let s = up_grad[i];
             let active = gate[i] * s;
@@ -429,8 +449,20 @@ impl Vectorised for Moments<'_> {
     fn run<L: Lane>(self) -> (f32, f32) {
         let x = self.x;
         let n = x.len() as f32;
-        let mean = if self.centred { sum_of(x.len(), #[inline(always)] |i| x[i]) / n } else { 0.0 };
-        let variance = sum_of(x.len(), #[inline(always)] |i| (x[i] - mean) * (x[i] - mean)) / n;
+        let mean = if self.centred {
+            sum_of(
+                x.len(),
+                #[inline(always)]
+                |i| x[i],
+            ) / n
+        } else {
+            0.0
+        };
+        let variance = sum_of(
+            x.len(),
+            #[inline(always)]
+            |i| (x[i] - mean) * (x[i] - mean),
+        ) / n;
         (mean, 1.0 / (variance + self.eps).sqrt())
     }
 }
@@ -491,8 +523,21 @@ impl Vectorised for NormBackward<'_> {
         let (x, weight, grad) = (self.x, &self.weight[..n], &self.grad[..n]);
         let (out, weight_grad) = (&mut self.out[..n], &mut self.weight_grad[..n]);
         let (mean, inverse) = (self.mean, self.inverse);
-        let along = sum_of(n, #[inline(always)] |i| grad[i] * weight[i] * (x[i] - mean)) * inverse / n as f32;
-        let level = if self.centred { sum_of(n, #[inline(always)] |i| grad[i] * weight[i]) / n as f32 } else { 0.0 };
+        let along = sum_of(
+            n,
+            #[inline(always)]
+            |i| grad[i] * weight[i] * (x[i] - mean),
+        ) * inverse
+            / n as f32;
+        let level = if self.centred {
+            sum_of(
+                n,
+                #[inline(always)]
+                |i| grad[i] * weight[i],
+            ) / n as f32
+        } else {
+            0.0
+        };
         if !self.adds {
             out.fill(0.0);
         }
