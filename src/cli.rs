@@ -179,7 +179,7 @@ const SWEEP_HELP: &str = r#"A sweep file:
   name = "losses"
   base = "pendulum-r3m"              # a recipe, or an experiment file beside this one
   seeds = [1, 2, 3]
-  set = ["total_steps=50000"]        # changes for every cell; {seed} and {AXIS} stand for its own
+  set = ["total_steps=50000"]        # changes for every cell
   metrics = ["return_agent_mean"]    # columns of results.csv for the table and the pictures
 
   [[axis]]
@@ -215,6 +215,15 @@ const SWEEP_HELP: &str = r#"A sweep file:
   name = "losses"
   x = "noise"
   series = "method"
+  [[path]]                           # one column of eval.csv against another during training, a
+  name = "path"                      # line through the means over seeds at each evaluation
+  x = "step"                         # or such as metric_kl
+  y = "length"
+  series = "method"
+  [[interpolate]]                    # adds return_agent_mean_at_step_20000 and so on: its value
+  column = "return_agent_mean"       # where another column of eval.csv first is 20000, by linear
+  along = "step"                     # interpolation between evaluations; blank where it never is
+  at = [20000, 40000]
 
 In changes {seed} is the cell's seed and {AXIS} its label as directories are named with it, so that
 a sweep can use what another one trained: sweeps/OTHER/cells/{noise}__{method}__seed{seed}. Write

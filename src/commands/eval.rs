@@ -48,7 +48,7 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
         let (row, episodes) = evaluator.run(learner.as_mut(), Source::Eval, step)?;
         Ok((row, episodes, spec, learner.evaluation_metrics()))
     })?;
-    ResultsLog::open_for(run.path(), &spec, found)?.write(&row, &episodes)?;
+    ResultsLog::open(run.path(), &spec, found)?.write(&row, &episodes)?;
     print(&results_table(&[row]))
 }
 

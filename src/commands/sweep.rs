@@ -9,10 +9,11 @@ use crate::cli::{SweepArgs, TrainArgs};
 use crate::config::report::Problem;
 use crate::config::sweep::{Cell, NormaliseConfig, Sweep, SweepConfig, Word, cells, read};
 use crate::experiment::sweep::directory::SweepDirectory;
-use crate::experiment::sweep::outcome::{Row, columns, csv};
+use crate::experiment::sweep::outcome::{Row, STEP, columns, csv};
 use crate::experiment::sweep::program::{Program, mixture};
 use crate::experiment::sweep::{analysis, execute, picture};
 use crate::failure::{Failure, Result};
+use crate::plot::figure::Drawing;
 use crate::plot::save;
 use crate::plot::stats::{Summary, bootstrap};
 use crate::run::log::write_whole;
@@ -85,9 +86,10 @@ fn list(directory: &SweepDirectory, cells: &[Cell]) -> Result<()> {
     print(&format!("{}\n{} cells, all valid\n", table(&["cell", "state"], &rows), cells.len()))
 }
 
-/// Name of the normalised column.
-fn derived(config: &SweepConfig) -> Option<String> {
-    config.normalise.as_ref().map(NormaliseConfig::column)
+/// Names of columns that follow from others. That no row has one is no mistake of the file.
+fn derived(config: &SweepConfig) -> Vec<String> {
+    let interpolated = config.interpolate.iter().flat_map(|i| i.columns().map(|(name, _)| name));
+    interpolated.chain(config.normalise.as_ref().map(NormaliseConfig::column)).collect()
 }
 
 /// The outcomes of the cells, in their order; nothing for those that are not finished.
@@ -124,7 +126,7 @@ fn train_all(sweep: &Sweep, directory: &SweepDirectory, cells: &[Cell], jobs: us
             write_whole(&directory.file("results.csv"), &csv(&axes(&sweep.config), &known))?;
             // A wrong name is best noticed now, but another cell may have the column.
             let mut missing = missing_columns(&sweep.config, &known);
-            missing.retain(|word| derived(&sweep.config).as_ref() != Some(word.get_ref()));
+            missing.retain(|word| !derived(&sweep.config).contains(word.get_ref()));
             if std::mem::take(&mut is_first) && !missing.is_empty() {
                 info!("not in the finished cells so far: {}", in_words(&missing));
             }
@@ -144,6 +146,7 @@ fn axes(config: &SweepConfig) -> Vec<&str> {
 /// The rows of finished cells with all columns.
 fn outcomes(config: &SweepConfig, cells: &[Cell], rows: &[Option<Row>]) -> Vec<Row> {
     let mut rows: Vec<Row> = rows.iter().flatten().cloned().collect();
+    analysis::interpolate(config, &mut rows);
     if let Some(normalise) = &config.normalise {
         analysis::normalise(config, normalise, cells, &mut rows);
     }
@@ -160,9 +163,9 @@ fn report(sweep: &Sweep, directory: &SweepDirectory, cells: &[Cell], rows: &[Opt
     let results = directory.file("results.csv");
     write_whole(&results, &csv(&axes, &rows))?;
     let missing = missing_columns(config, &rows);
-    // A reference that did not learn anything gives no normalised column: no mistake of the file.
+    // A reference that did not learn anything gives no normalised column, and a value may never be reached.
     let derived = derived(config);
-    if let Some(word) = missing.iter().find(|word| is_complete && derived.as_ref() != Some(word.get_ref())) {
+    if let Some(word) = missing.iter().find(|word| is_complete && !derived.contains(word.get_ref())) {
         return Err(sweep.mistake(word.span(), Problem::unknown("column", word.get_ref(), &columns(&rows))));
     }
     if !missing.is_empty() {
@@ -182,24 +185,36 @@ fn report(sweep: &Sweep, directory: &SweepDirectory, cells: &[Cell], rows: &[Opt
     let text = summary_table(&shown, &rows);
     write_whole(&directory.file("table.txt"), text.as_bytes())?;
     for figure in picture::figures(config) {
-        let drawn = picture::figure(config, &figure, &rows);
-        for extension in ["svg", "png"] {
-            let path = directory.file("plots").join(format!("{}.{extension}", figure.name.get_ref()));
-            save(&drawn, &path)?;
-            written.push(path);
-        }
+        draw(directory, &figure.name, &picture::figure(config, &figure, &rows), &mut written)?;
+    }
+    for path in &config.path {
+        draw(directory, &path.name, &picture::path(config, path, &rows), &mut written)?;
     }
     let written: String = written.iter().map(|p| format!("{}\n", p.display())).collect();
     Ok(format!("{text}\n{written}"))
 }
 
+/// Draws a picture in both formats and notes the files.
+fn draw<D: Drawing>(directory: &SweepDirectory, name: &Word, drawing: &D, written: &mut Vec<PathBuf>) -> Result<()> {
+    for extension in ["svg", "png"] {
+        let path = directory.file("plots").join(format!("{}.{extension}", name.get_ref()));
+        save(drawing, &path)?;
+        written.push(path);
+    }
+    Ok(())
+}
+
 /// The columns that the sweep names and no row has, each once; none if there are no rows.
 fn missing_columns<'a>(config: &'a SweepConfig, rows: &[Row]) -> Vec<&'a Word> {
     let known = columns(rows);
+    // Results have the columns of the last evaluation, which are those of all, but for the step.
+    let paths = config.path.iter().flat_map(|p| [&p.x, &p.y]);
+    let of_evaluations = paths.chain(config.interpolate.iter().flat_map(|i| [&i.column, &i.along])).filter(|word| word.get_ref() != STEP);
     let named = (config.metrics.iter())
         .chain(config.figure.iter().flat_map(|f| &f.metrics))
         .chain(config.select.iter().map(|s| &s.by))
-        .chain(config.normalise.iter().flat_map(|n| [&n.metric, &n.zero]));
+        .chain(config.normalise.iter().flat_map(|n| [&n.metric, &n.zero]))
+        .chain(of_evaluations);
     let mut missing: Vec<&Word> = Vec::new();
     for word in named {
         if !rows.is_empty() && !known.contains(&word.get_ref().as_str()) && !missing.iter().any(|m| m.get_ref() == word.get_ref()) {
@@ -245,7 +260,7 @@ fn summary_table(config: &SweepConfig, rows: &[Row]) -> String {
         text.push_str("; differences are paired by seed,\nfrom five seeds on with their 95 % bootstrap interval in brackets");
     }
     text.push_str(".\n");
-    let normalised = derived(config).filter(|c| config.metrics.iter().any(|m| m.get_ref() == c));
+    let normalised = config.normalise.as_ref().map(NormaliseConfig::column).filter(|c| config.metrics.iter().any(|m| m.get_ref() == c));
     if let Some(column) = normalised {
         text.push_str(&format!("Intervals of {column} take the reference's mean as given.\n"));
     }

@@ -127,7 +127,7 @@ impl<'a> Training<'a> {
         let reward = config.reward.as_ref().map(|reward| RewardLearning::new(run.path(), config, reward, engine.spec())).transpose()?;
         Ok(Self {
             metrics: MetricsLog::open(run.path(), config.log.tensorboard)?,
-            results: ResultsLog::open_for(run.path(), engine.spec(), learner.evaluation_metrics())?,
+            results: ResultsLog::open(run.path(), engine.spec(), learner.evaluation_metrics())?,
             window: EpisodeWindow::new(&engine.spec().episode_metrics),
             run,
             config,

@@ -2,7 +2,9 @@
 
 pub mod curve;
 pub mod figure;
+mod layout;
 pub mod margins;
+pub mod path;
 pub mod precision_recall;
 pub mod robustness;
 pub mod stats;

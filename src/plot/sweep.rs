@@ -3,9 +3,10 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::text_anchor::HPos;
 
 use super::figure::{Drawing, Drawn, FAINT, INK, draw_marker};
+use super::layout::{LEFT, Layout, RIGHT, range, text};
 use super::stats::Summary;
 use super::style::{Style, tick};
 
@@ -37,11 +38,6 @@ pub struct CategoryPanel {
     pub values: Vec<Vec<Vec<f64>>>,
 }
 
-const LEFT: u32 = 82;
-const RIGHT: u32 = 22;
-const PLOT_HEIGHT: u32 = 420;
-/// Panels are put into further rows when they would get wider than this.
-const MAX_WIDTH: usize = 1900;
 /// Between neighbouring series.
 const SERIES_STEP: usize = 12;
 
@@ -52,59 +48,25 @@ impl CategoryFigure {
         ((LEFT + RIGHT) as usize + category * self.categories.len().max(1)).max(520)
     }
 
-    /// Rows and columns of panels.
-    fn grid(&self) -> (usize, usize) {
-        let n = self.panels.len().max(1);
-        let columns = (MAX_WIDTH / self.panel_width()).clamp(1, n);
-        (n.div_ceil(columns), columns)
-    }
-
-    fn head_height(&self) -> u32 {
-        if self.title.is_empty() { 34 } else { 62 }
-    }
-
-    fn panel_height(&self) -> u32 {
-        let has_titles = self.panels.iter().any(|p| !p.title.is_empty());
-        PLOT_HEIGHT + if has_titles { 28 } else { 0 }
-    }
-
-    fn legend_column(&self) -> usize {
-        48 + 8 * self.series.iter().map(|s| s.chars().count()).max().unwrap_or(0)
-    }
-
-    fn legend_columns(&self) -> usize {
-        let width = self.grid().1 * self.panel_width() - LEFT as usize;
-        (width / self.legend_column()).clamp(1, self.series.len().max(1))
-    }
-
-    fn legend_height(&self) -> usize {
-        16 + 24 * self.series.len().div_ceil(self.legend_columns())
+    fn layout(&self) -> Layout<'_> {
+        Layout {
+            title: &self.title,
+            note: &self.note,
+            series: &self.series,
+            has_lines: false,
+            panels: self.panels.iter().map(|p| p.title.as_str()).collect(),
+            panel_width: self.panel_width(),
+        }
     }
 }
 
 impl Drawing for CategoryFigure {
     fn size(&self) -> (usize, usize) {
-        let (rows, columns) = self.grid();
-        let height = self.head_height() as usize + rows * self.panel_height() as usize + self.legend_height();
-        (columns * self.panel_width(), height)
+        self.layout().size()
     }
 
     fn draw<DB: DrawingBackend>(&self, root: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB> {
-        let ipx = |n: u32| (n * scale) as i32;
-        root.fill(&WHITE)?;
-        let (head, rest) = root.split_vertically(self.head_height() * scale);
-        let (rows, columns) = self.grid();
-        let (body, legend) = rest.split_vertically(rows as u32 * self.panel_height() * scale);
-        let middle = head.dim_in_pixel().0 as i32 / 2;
-        if !self.title.is_empty() {
-            head.draw(&Text::new(self.title.clone(), (middle, ipx(24)), text(20 * scale, INK, HPos::Center)))?;
-        }
-        let note = text(13 * scale, RGBColor(95, 95, 95), HPos::Center);
-        head.draw(&Text::new(self.note.clone(), (middle, ipx(self.head_height() - 14)), note))?;
-        for (panel, area) in self.panels.iter().zip(body.split_evenly((rows, columns))) {
-            self.draw_panel(&area, panel, scale)?;
-        }
-        self.draw_legend(&legend, scale)
+        self.layout().draw(root, scale, |index, area| self.draw_panel(area, &self.panels[index], scale))
     }
 }
 
@@ -112,10 +74,7 @@ impl CategoryFigure {
     fn draw_panel<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, panel: &CategoryPanel, scale: u32) -> Drawn<DB> {
         let ipx = |n: u32| (n * scale) as i32;
         let (width, height) = area.dim_in_pixel();
-        let top = self.panel_height() - PLOT_HEIGHT;
-        if !panel.title.is_empty() {
-            area.draw(&Text::new(panel.title.clone(), (width as i32 / 2, ipx(16)), text(16 * scale, INK, HPos::Center)))?;
-        }
+        let top = self.layout().panel_head();
         let n = self.categories.len().max(1) as f64;
         let mut chart = ChartBuilder::on(area)
             .margin_top((top + 8) * scale)
@@ -123,7 +82,7 @@ impl CategoryFigure {
             .margin_right(RIGHT * scale)
             .x_label_area_size(52 * scale)
             .y_label_area_size((LEFT - 8) * scale)
-            .build_cartesian_2d(0.0..n, range(panel))?;
+            .build_cartesian_2d(0.0..n, range(extent(panel)))?;
         let (low, high) = (chart.y_range().start, chart.y_range().end);
         // Every second category on a tinted ground, so that its series are seen as one group.
         let bands = (0..self.categories.len()).filter(|i| i % 2 == 1).map(|i| i as f64);
@@ -177,39 +136,32 @@ impl CategoryFigure {
         }
         Ok(())
     }
-
-    fn draw_legend<DB: DrawingBackend>(&self, area: &DrawingArea<DB, Shift>, scale: u32) -> Drawn<DB> {
-        let ipx = |n: u32| (n * scale) as i32;
-        let (columns, width) = (self.legend_columns() as i32, self.legend_column() as u32);
-        for (index, label) in self.series.iter().enumerate() {
-            let at = (ipx(LEFT) + ipx(width) * (index as i32 % columns), ipx(14) + ipx(24) * (index as i32 / columns));
-            draw_marker(area, at, Style::of(index), ipx(5))?;
-            // The backends centre the line box, whose middle lies above that of the letters.
-            area.draw(&Text::new(label.clone(), (at.0 + ipx(14), at.1 + ipx(3)), text(15 * scale, INK, HPos::Left)))?;
-        }
-        Ok(())
-    }
 }
 
-fn text(points: u32, color: RGBColor, horizontal: HPos) -> TextStyle<'static> {
-    ("sans-serif", points).into_font().color(&color).pos(Pos::new(horizontal, VPos::Center))
-}
-
-/// A range that holds all seeds and intervals, with a little room above and below.
-fn range(panel: &CategoryPanel) -> std::ops::Range<f64> {
-    let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-    for values in panel.values.iter().flatten() {
-        let Some(summary) = Summary::of(values) else { continue };
+/// All seeds, and the ends of all intervals.
+fn extent(panel: &CategoryPanel) -> impl Iterator<Item = f64> + '_ {
+    panel.values.iter().flatten().filter_map(|values| Some((values, Summary::of(values)?))).flat_map(|(values, summary)| {
         let reach = if summary.half_width.is_finite() { summary.half_width } else { 0.0 };
-        for value in values.iter().copied().chain([summary.mean - reach, summary.mean + reach]) {
-            (low, high) = (low.min(value), high.max(value));
+        values.iter().copied().chain([summary.mean - reach, summary.mean + reach])
+    })
+}
+
+/// Makes sure that nothing in an SVG picture lies outside of it.
+#[cfg(test)]
+pub(super) fn assert_within(text: &str, (width, height): (usize, usize)) {
+    let value = |text: &str| -> f64 { text.parse().expect("coordinates are numbers") };
+    for (attribute, limit) in [("cx=\"", width), ("cy=\"", height), (" x=\"", width), (" y=\"", height)] {
+        for rest in text.split(attribute).skip(1) {
+            let found = value(rest.split('"').next().unwrap_or_default());
+            assert!((0.0..=limit as f64).contains(&found), "{attribute}{found}");
         }
     }
-    if low > high {
-        return 0.0..1.0;
+    for rest in text.split("points=\"").skip(1) {
+        for point in rest.split('"').next().unwrap_or_default().split_whitespace() {
+            let (x, y) = point.split_once(',').expect("points are pairs");
+            assert!((0.0..=width as f64).contains(&value(x)) && (0.0..=height as f64).contains(&value(y)), "{point}");
+        }
     }
-    let room = if high - low > 1e-12 * high.abs().max(low.abs()) { 0.05 * (high - low) } else { 0.5_f64.max(low.abs() * 0.1) };
-    low - room..high + room
 }
 
 #[cfg(test)]
@@ -240,13 +192,7 @@ mod tests {
         for word in ["A title", "a note", "irrational-6/3", "method 0.8", "panel 2", "test accuracy"] {
             assert!(text.contains(word), "{word} is missing");
         }
-        let (width, height) = figure.size();
-        for (attribute, limit) in [("cx=\"", width), ("cy=\"", height), (" x=\"", width), (" y=\"", height)] {
-            for rest in text.split(attribute).skip(1) {
-                let value: f64 = rest.split('"').next().unwrap().parse().unwrap();
-                assert!((0.0..=limit as f64).contains(&value), "{attribute}{value}");
-            }
-        }
+        assert_within(&text, figure.size());
         // Seven categories of nine series of five seeds in three panels, besides the markers that are discs.
         assert!(text.matches("<circle").count() >= 7 * 9 * 5 * 3);
     }

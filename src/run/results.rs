@@ -204,19 +204,11 @@ pub struct ResultsLog {
 }
 
 impl ResultsLog {
-    /// Opens or creates the tables in `run`.
+    /// Opens or creates the tables in `run`. A new table of evaluations has columns for what the learner finds, too.
     ///
     /// # Errors
     /// [`Failure::Run`] naming the file.
-    pub fn open(run: &Path, spec: &EnvSpec) -> Result<Self> {
-        Self::open_with(run, metric_columns(spec).collect())
-    }
-
-    /// As [`ResultsLog::open`]; a new table of evaluations has columns for what the learner finds, too.
-    ///
-    /// # Errors
-    /// As [`ResultsLog::open`].
-    pub fn open_for(run: &Path, spec: &EnvSpec, learner: &[&str]) -> Result<Self> {
+    pub fn open(run: &Path, spec: &EnvSpec, learner: &[&str]) -> Result<Self> {
         let of_world: Vec<String> = metric_columns(spec).collect();
         let of_learner = learner.iter().map(|name| format!("metric_{name}")).filter(|name| !of_world.contains(name));
         Self::open_columns(run, of_world.iter().cloned().chain(of_learner).collect(), of_world)
@@ -427,12 +419,12 @@ mod tests {
 
         let directory = tempfile::tempdir().unwrap();
         let spec = steadfast_envs::EnvConfig::SimpleSpread(Default::default()).build().unwrap().spec().clone();
-        let mut log = ResultsLog::open(directory.path(), &spec).unwrap();
+        let mut log = ResultsLog::open(directory.path(), &spec, &[]).unwrap();
         let with_own = EvalRow { metrics: metric_columns(&spec).zip([1.5, -2.0, 0.1, f64::INFINITY, 3.0]).collect(), ..example() };
         assert!(with_own.metrics.contains_key("metric_return_shared_sum"));
         log.write(&with_own, &EpisodeLog::default()).unwrap();
         // Opened again, the header is not repeated.
-        ResultsLog::open(directory.path(), &spec).unwrap().write(&with_own, &EpisodeLog::default()).unwrap();
+        ResultsLog::open(directory.path(), &spec, &[]).unwrap().write(&with_own, &EpisodeLog::default()).unwrap();
         let text = std::fs::read(directory.path().join(EVAL)).unwrap();
         assert_eq!(parse(&text).unwrap(), [with_own.clone(), with_own]);
     }
@@ -469,7 +461,7 @@ mod tests {
     fn rewinding_keeps_the_rows_of_the_eval_command() {
         let directory = tempfile::tempdir().unwrap();
         let spec = steadfast_envs::EnvConfig::Identity(Default::default()).build().unwrap().spec().clone();
-        let mut log = ResultsLog::open(directory.path(), &spec).unwrap();
+        let mut log = ResultsLog::open(directory.path(), &spec, &[]).unwrap();
         let lengths: Vec<u64> = log.files().iter().map(|(_, f)| f.len().unwrap()).collect();
         log.write(&example(), &EpisodeLog::default()).unwrap();
         log.write(&EvalRow { source: Source::Eval, ..example() }, &EpisodeLog::default()).unwrap();

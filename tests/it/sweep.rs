@@ -51,6 +51,17 @@ name = "return"
 title = "A grid"
 x = "noise"
 series = "method"
+
+[[path]]
+name = "path"
+x = "step"
+y = "return_agent_mean"
+series = "noise"
+
+[[interpolate]]
+column = "return_agent_mean"
+along = "step"
+at = [384, 1e9]
 "#
     )
 }
@@ -80,7 +91,7 @@ fn a_grid_is_run_once_and_ends_in_one_table() {
     assert!(dry.contains("any__best__seed2") && dry.contains("12 cells") && !dry.contains("none__rate_0.05"), "{dry}");
     assert!(!place.path("sweeps").exists());
     let answer = place.succeed(&["sweep", "grid.toml", "--jobs", "2"]);
-    assert_eq!(names(&place.path("sweeps/grid/plots")), ["return.png", "return.svg"]);
+    assert_eq!(names(&place.path("sweeps/grid/plots")), ["path.png", "path.svg", "return.png", "return.svg"]);
 
     let rows = csv(&place, "sweeps/grid/results.csv");
     let expected: Vec<(String, String, String)> =
@@ -97,6 +108,9 @@ fn a_grid_is_run_once_and_ends_in_one_table() {
         for column in ["return_agent_mean", "return_team_sum", "length", "metric_collisions"] {
             assert_eq!(number(row, column), number(last, column), "{column}");
         }
+        let between = 0.5 * (number(first, "return_agent_mean") + number(last, "return_agent_mean"));
+        assert!((number(row, "return_agent_mean_at_step_384") - between).abs() < 1e-9, "half way between the two evaluations");
+        assert!(!row.contains_key("return_agent_mean_at_step_1000000000"), "no run gets there");
         let config = String::from_utf8(place.read(&format!("{}/config.toml", cell(&row["noise"], &row["method"], &row["seed"])))).unwrap();
         assert!(config.contains(&format!("\nseed = {}\n", row["seed"])) && config.contains("\nthreads = 1\n"), "{config}");
         let rate = match row["method"].as_str() {
@@ -136,6 +150,11 @@ fn a_grid_is_run_once_and_ends_in_one_table() {
         assert!(picture.contains(text), "{text}");
     }
 
+    let picture = String::from_utf8(place.read("sweeps/grid/plots/path.svg")).unwrap();
+    for text in ["method = rate selected", "step", "return agent mean", "strong", "thin lines: seeds"] {
+        assert!(picture.contains(text), "{text}");
+    }
+
     // Nothing is trained a second time, from the file or from the directory, which is complete in itself.
     let manifest = place.read("sweeps/grid/cells/none__plain__seed1/manifest.json");
     let table = place.read("sweeps/grid/results.csv");
@@ -145,7 +164,7 @@ fn a_grid_is_run_once_and_ends_in_one_table() {
         assert_eq!(again.out.replace("sweeps/grid", ""), answer.out.replace("sweeps/grid", ""));
         assert_eq!(again.err, "");
         assert_eq!(place.read("sweeps/grid/results.csv"), table);
-        assert_eq!(names(&place.path("sweeps/grid/plots")).len(), 2);
+        assert_eq!(names(&place.path("sweeps/grid/plots")).len(), 4);
     }
     assert_eq!(place.read("sweeps/grid/cells/none__plain__seed1/manifest.json"), manifest);
 
@@ -159,7 +178,9 @@ fn a_grid_is_run_once_and_ends_in_one_table() {
     place.write("sweeps/grid/cells/none__plain__seed1/manifest.json", &other);
     let mixed = place.succeed(&["sweep", "grid.toml"]);
     assert_eq!(mixed.out, answer.out);
-    for text in ["of 12 finished cells not all were made by this program", "  11 by this program\n", "commit 0123456789, debug build,"] {
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let maker = format!("commit 0123456789, {profile} build,");
+    for text in ["of 12 finished cells not all were made by this program", "  11 by this program\n", &maker] {
         assert!(mixed.err.contains(text), "{text}: {}", mixed.err);
     }
     let of_other = |row: &Line| row["commit"] == "0123456789";

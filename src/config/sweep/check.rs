@@ -56,25 +56,51 @@ pub fn check(config: &SweepConfig) -> Result<(), Mistake> {
         let axis = axis_of(config, &normalise.axis)?;
         label_of(&axis.labels().collect::<Vec<_>>(), axis, &normalise.value)?;
     }
-    for (i, figure) in config.figure.iter().enumerate() {
-        file_name(&figure.name, "name")?;
-        if config.figure[..i].iter().any(|f| f.name == figure.name) {
-            return Err((figure.name.span(), Problem::new(format!("two figures are called `{}`", figure.name), "again")));
+    let drawn_series = |series: Option<&Word>, only: &[Word]| match series {
+        Some(series) => {
+            let axis = axis_of(config, series)?;
+            only.iter().try_for_each(|label| shown(axis, label))
         }
+        None => only
+            .first()
+            .map_or(Ok(()), |only| Err((only.span(), Problem::new("`only` names labels of `series`, which is absent", "of which axis?")))),
+    };
+    let mut names: Vec<&Word> = Vec::new();
+    for name in config.figure.iter().map(|f| &f.name).chain(config.path.iter().map(|p| &p.name)) {
+        file_name(name, "name")?;
+        if names.iter().any(|other| other.get_ref() == name.get_ref()) {
+            return Err((name.span(), Problem::new(format!("two figures are called `{name}`"), "again")));
+        }
+        names.push(name);
+    }
+    for figure in &config.figure {
         axis_of(config, &figure.x)?;
-        let Some(series) = &figure.series else {
-            match figure.only.first() {
-                Some(only) => {
-                    return Err((only.span(), Problem::new("`only` names labels of `series`, which is absent", "of which axis?")));
-                }
-                None => continue,
-            }
-        };
-        let axis = axis_of(config, series)?;
-        if *series == figure.x {
+        drawn_series(figure.series.as_ref(), &figure.only)?;
+        if let Some(series) = figure.series.as_ref().filter(|series| **series == figure.x) {
             return Err((series.span(), Problem::new("`x` and `series` must be different axes", "the same as `x`")));
         }
-        figure.only.iter().try_for_each(|label| shown(axis, label))?;
+    }
+    config.path.iter().try_for_each(|path| drawn_series(path.series.as_ref(), &path.only))?;
+    interpolated(config)
+}
+
+/// Values of interpolation must be numbers, and each column must be new.
+fn interpolated(config: &SweepConfig) -> Result<(), Mistake> {
+    let mut names: Vec<String> = Vec::new();
+    for interpolate in &config.interpolate {
+        let at = || interpolate.at.span();
+        if interpolate.at.get_ref().is_empty() {
+            return Err((at(), Problem::new("`at` must hold at least one value", "here").help("write `at = [1, 2, 5]`")));
+        }
+        if interpolate.at.get_ref().iter().any(|value| !value.is_finite()) {
+            return Err((at(), Problem::new("`at` must hold finite numbers", "here")));
+        }
+        for (name, _) in interpolate.columns() {
+            if names.contains(&name) {
+                return Err((at(), Problem::new(format!("the column `{name}` would be added twice"), "again")));
+            }
+            names.push(name);
+        }
     }
     Ok(())
 }

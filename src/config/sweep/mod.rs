@@ -62,6 +62,12 @@ pub struct SweepConfig {
     /// Pictures, each `[[figure]]`; one of the first two axes if there is none.
     #[serde(default)]
     pub figure: Vec<FigureConfig>,
+    /// Pictures of one column of `eval.csv` against another, each `[[path]]`.
+    #[serde(default)]
+    pub path: Vec<PathConfig>,
+    /// Columns of `results.csv` that are values at given values of another column, each `[[interpolate]]`.
+    #[serde(default)]
+    pub interpolate: Vec<InterpolateConfig>,
 }
 
 fn default_metrics() -> Vec<Word> {
@@ -190,6 +196,47 @@ pub struct FigureConfig {
     /// The labels of `series` that are drawn, in this order; all if empty.
     #[serde(default)]
     pub only: Vec<Word>,
+}
+
+/// A picture of two columns of `eval.csv`, one against the other: each series is the path of its evaluations during training,
+/// the mean over seeds at each step. Other axes become panels.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathConfig {
+    /// Name of the files in `plots/`, as that of a `[[figure]]`.
+    pub name: Word,
+    /// Text above the panels; empty for none.
+    #[serde(default)]
+    pub title: String,
+    /// Horizontal column of `eval.csv`, such as `metric_kl`; or `step`.
+    pub x: Word,
+    /// Vertical column of `eval.csv`, such as `metric_gold_reward`.
+    pub y: Word,
+    /// The axis whose labels are the series; a single series if absent.
+    pub series: Option<Word>,
+    /// The labels of `series` that are drawn, in this order; all if empty.
+    #[serde(default)]
+    pub only: Vec<Word>,
+}
+
+/// Adds the columns `COLUMN_at_ALONG_VALUE`: along the evaluations of each run during training, `column` where `along` first
+/// reaches the value, by linear interpolation; blank for a run that never does.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterpolateConfig {
+    /// Column of `eval.csv`.
+    pub column: Word,
+    /// Another one, such as `metric_kl`; or `step`.
+    pub along: Word,
+    /// Values of `along`.
+    pub at: Spanned<Vec<f64>>,
+}
+
+impl InterpolateConfig {
+    /// Names of the columns that are added, with the values of `along`.
+    pub fn columns(&self) -> impl Iterator<Item = (String, f64)> + '_ {
+        self.at.get_ref().iter().map(|at| (format!("{}_at_{}_{at}", self.column.get_ref(), self.along.get_ref()), *at))
+    }
 }
 
 impl SweepConfig {

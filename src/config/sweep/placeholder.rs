@@ -116,7 +116,7 @@ mod tests {
         values = { "uniform 30 %" = [] }
         [[axis]]
         name = "loss"
-        values = { r3m = ["name={noise}__{loss}__seed{seed}"], best = { set = ["name={{x}}-{noise}"], ignores = ["noise"] } }
+        values = { r3m = ["name={noise}__{loss}__seed{seed}"], best = { set = ["name=x-{noise}"], ignores = ["noise"] } }
     "#;
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
         let names: Vec<(&str, usize)> =
             found.iter().map(|c| (c.config.name(), c.config.clone().online().expect("the base is such a run").threads)).collect();
         assert_eq!(names[..2], [("uniform_30__r3m__seed3", 3), ("uniform_30__r3m__seed4", 4)]);
-        assert_eq!(names[2], ("{x}-any", 3));
+        assert_eq!(names[2], ("x-any", 3));
         assert_eq!(found[0].name, "uniform_30__r3m__seed3");
     }
 

@@ -56,6 +56,17 @@ impl SweepConfig {
                 line(format!("series = {}\nonly = {}", quoted(series.get_ref()), list(&figure.only)));
             }
         }
+        for path in &self.path {
+            line(format!("\n[[path]]\nname = {}\ntitle = {}", quoted(path.name.get_ref()), quoted(&path.title)));
+            line(format!("x = {}\ny = {}", quoted(path.x.get_ref()), quoted(path.y.get_ref())));
+            if let Some(series) = &path.series {
+                line(format!("series = {}\nonly = {}", quoted(series.get_ref()), list(&path.only)));
+            }
+        }
+        for i in &self.interpolate {
+            line(format!("\n[[interpolate]]\ncolumn = {}\nalong = {}", quoted(i.column.get_ref()), quoted(i.along.get_ref())));
+            line(format!("at = {:?}", i.at.get_ref()));
+        }
         out
     }
 }
@@ -110,6 +121,21 @@ mod tests {
             x = "b"
             series = "a"
             only = ["r selected", "q"]
+            [[path]]
+            name = "three"
+            x = "metric_kl"
+            y = "length"
+            [[path]]
+            name = "four"
+            title = "d"
+            x = "step"
+            y = "length"
+            series = "a"
+            only = ["q"]
+            [[interpolate]]
+            column = "length"
+            along = "metric_kl"
+            at = [0.5, 1, 2e-7]
         "#;
         let config = parse("a", text, Path::new("")).unwrap_or_else(|e| panic!("{}", e.render(false, 100))).config;
         let text = config.resolved("base.toml");
@@ -120,6 +146,9 @@ mod tests {
             |c: &super::SweepConfig| c.axis.iter().flat_map(|a| a.labels().map(str::to_string).collect::<Vec<_>>()).collect::<Vec<_>>();
         assert_eq!(order(&config), ["r 2", "r 1", "q", "true \"quoted\" one", "plain"]);
         assert_eq!(order(&again), order(&config));
+        let names = |c: &super::SweepConfig| c.interpolate.iter().flat_map(|i| i.columns().collect::<Vec<_>>()).collect::<Vec<_>>();
+        assert_eq!((&again.path, names(&again)), (&config.path, names(&config)));
+        assert_eq!(names(&again)[..2], [("length_at_metric_kl_0.5".to_string(), 0.5), ("length_at_metric_kl_1".to_string(), 1.0)]);
         assert_eq!((again.select, again.normalise, again.figure), (config.select, config.normalise, config.figure));
     }
 }

@@ -1,4 +1,4 @@
-//! What follows from the outcomes: a column relative to a reference, the best setting of each family, means over seeds,
+//! What follows from the outcomes: values where another column has a given value, a column relative to a reference, the best setting of each family, means over seeds,
 //! and differences between runs of equal seeds.
 
 use std::collections::BTreeMap;
@@ -46,6 +46,30 @@ pub fn normalise(config: &SweepConfig, normalise: &NormaliseConfig, cells: &[Cel
     for (i, value) in added {
         rows[i].values.insert(column.clone(), value);
     }
+}
+
+/// Adds the columns of `[[interpolate]]` to the rows that reach the values.
+pub fn interpolate(config: &SweepConfig, rows: &mut [Row]) {
+    for wanted in &config.interpolate {
+        let (column, along) = (wanted.column.get_ref(), wanted.along.get_ref());
+        for row in rows.iter_mut() {
+            let path: Vec<(f64, f64)> = row.evaluations.iter().filter_map(|e| Some((e.value(along)?, e.value(column)?))).collect();
+            row.values.extend(wanted.columns().filter_map(|(name, at)| Some((name, at_first_crossing(&path, at)?))));
+        }
+    }
+}
+
+/// The second number where the first one is `at` for the first time, on straight lines between the points.
+fn at_first_crossing(path: &[(f64, f64)], at: f64) -> Option<f64> {
+    let (first, _) = path.first()?;
+    // The first point that is not on the side where the path began.
+    let end = path.iter().position(|(x, _)| if *first < at { *x >= at } else { *x <= at })?;
+    let (x, y) = path[end];
+    if x == at || end == 0 {
+        return Some(y);
+    }
+    let (before_x, before_y) = path[end - 1];
+    Some(before_y + (at - before_x) / (x - before_x) * (y - before_y))
 }
 
 /// One row per family, seed and combination of the other labels: the outcomes of the setting with the best `by`. Families
@@ -163,6 +187,7 @@ pub fn counterpart<'a, 'b>(config: &SweepConfig, groups: &'a [Group<'b>], group:
 mod tests {
     use std::path::Path;
 
+    use super::super::outcome::Evaluation;
     use super::*;
     use crate::config::sweep::{Sweep, cells, parse};
 
@@ -191,7 +216,7 @@ mod tests {
 
     fn row(noise: &str, method: &str, seed: u64, values: &[(&str, f64)]) -> Row {
         let values = values.iter().map(|(name, value)| ((*name).to_string(), *value)).collect();
-        Row { labels: vec![noise.to_string(), method.to_string()], seed, makers: Vec::new(), selected: None, values }
+        Row { labels: vec![noise.to_string(), method.to_string()], seed, values, ..Row::default() }
     }
 
     fn normalised(sweep: &Sweep, rows: &mut [Row]) -> Vec<Option<f64>> {
@@ -282,6 +307,49 @@ mod tests {
         let skipping = sweep(&format!("{SWEEP}\n[[skip]]\nnoise = [\"much\"]\nmethod = [\"r 0.3\"]\n")).config;
         let selected = select(&skipping, skipping.select.as_ref().unwrap(), &rows);
         assert_eq!(selected.iter().find(|r| r.labels[0] == "much").unwrap().selected.as_deref(), Some("r 0.5"));
+    }
+
+    #[test]
+    fn values_are_interpolated_at_the_first_crossing() {
+        let path = [(0.0, 1.0), (1.0, 3.0), (3.0, 7.0), (2.0, 0.0), (4.0, 2.0)];
+        for (at, expected) in [
+            (0.0, Some(1.0)),
+            (0.25, Some(1.5)),
+            (1.0, Some(3.0)),
+            // Between the second and the third point, not on the way back.
+            (2.0, Some(5.0)),
+            (3.5, Some(1.5)),
+            (4.0, Some(2.0)),
+            (4.5, None),
+            (-0.5, None),
+        ] {
+            assert_eq!(at_first_crossing(&path, at), expected, "{at}");
+        }
+        // Downwards, and along a path that stands still first.
+        assert_eq!(at_first_crossing(&[(2.0, 0.0), (2.0, 1.0), (0.0, 3.0)], 1.0), Some(2.0));
+        assert_eq!(at_first_crossing(&[], 1.0), None);
+        assert_eq!(at_first_crossing(&[(1.0, 4.0)], 1.0), Some(4.0));
+    }
+
+    #[test]
+    fn interpolated_columns_are_blank_where_the_value_is_never_reached() {
+        let text = format!("{SWEEP}\n[[interpolate]]\ncolumn = \"gold\"\nalong = \"kl\"\nat = [0.5, 2]\n");
+        let config = sweep(&text).config;
+        let with = |points: &[(f64, f64)]| {
+            let evaluation = |(i, (kl, gold)): (usize, &(f64, f64))| Evaluation {
+                step: i as u64,
+                values: [("kl".to_string(), *kl), ("gold".to_string(), *gold)].into(),
+            };
+            Row { evaluations: points.iter().enumerate().map(evaluation).collect(), ..row("none", "plain", 1, &[]) }
+        };
+        // What is no number is passed over.
+        let mut rows = [with(&[(0.0, 1.0), (f64::NAN, 9.0), (1.0, 2.0)]), with(&[(0.0, 0.0), (4.0, 4.0)])];
+        interpolate(&config, &mut rows);
+        let of = |row: &Row, name: &str| row.values.get(name).copied();
+        assert_eq!(of(&rows[0], "gold_at_kl_0.5"), Some(1.5));
+        assert_eq!(of(&rows[0], "gold_at_kl_2"), None);
+        assert_eq!(of(&rows[1], "gold_at_kl_0.5"), Some(0.5));
+        assert_eq!(of(&rows[1], "gold_at_kl_2"), Some(2.0));
     }
 
     #[test]

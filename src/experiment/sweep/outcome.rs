@@ -9,8 +9,39 @@ use crate::run::directory::RunDirectory;
 use crate::run::manifest::Manifest;
 use crate::run::results::{self, EvalRow, Source};
 
-/// Outcomes of a cell, or of a selected setting.
+/// An evaluation during training, in the unperturbed world.
 #[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// Steps of training.
+    pub step: u64,
+    /// Columns of `eval.csv`.
+    pub values: BTreeMap<String, f64>,
+}
+
+impl Evaluation {
+    fn of(row: &EvalRow) -> Self {
+        let fixed = [
+            ("return_agent_mean", row.return_agent_mean),
+            ("return_team_sum", row.return_team_sum),
+            ("length", row.length),
+            ("terminated", row.terminated),
+        ];
+        let fixed = fixed.into_iter().map(|(name, value)| (name.to_string(), value));
+        Self { step: row.step, values: fixed.chain(row.metrics.clone()).collect() }
+    }
+
+    /// The number of a column, or the step; nothing if it is absent or not finite.
+    pub fn value(&self, column: &str) -> Option<f64> {
+        let value = if column == STEP { Some(self.step as f64) } else { self.values.get(column).copied() };
+        value.filter(|value| value.is_finite())
+    }
+}
+
+/// The column of `eval.csv` that tells how far training was.
+pub const STEP: &str = "step";
+
+/// Outcomes of a cell, or of a selected setting.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Row {
     /// One label per axis, or [`ANY`](crate::config::sweep::ANY).
     pub labels: Vec<String>,
@@ -22,6 +53,8 @@ pub struct Row {
     pub selected: Option<String>,
     /// Numbers by the names of their columns; what is not a finite number is absent.
     pub values: BTreeMap<String, f64>,
+    /// The evaluations during training, in the order of their steps.
+    pub evaluations: Vec<Evaluation>,
 }
 
 impl Row {
@@ -45,16 +78,14 @@ impl Row {
         let broken = |name: &str, reason: String| Failure::run(format!("cannot read {}: {reason}", run.file(name).display()));
         let mut values = BTreeMap::new();
         let evaluations = results::parse(&read(results::EVAL)?).map_err(|e| broken(results::EVAL, e))?;
-        let nominal: Vec<&EvalRow> = evaluations.iter().filter(|r| r.source == Source::Train).collect();
-        if let (Some(first), Some(last)) = (nominal.first(), nominal.last()) {
+        let nominal = evaluations.iter().filter(|r| r.source == Source::Train);
+        let mut evaluations: Vec<Evaluation> = nominal.map(Evaluation::of).collect();
+        evaluations.sort_by_key(|e| e.step);
+        if let (Some(first), Some(last)) = (evaluations.first(), evaluations.last()) {
             if first.step == 0 {
-                values.insert("return_first".to_string(), first.return_agent_mean);
+                values.insert("return_first".to_string(), first.values["return_agent_mean"]);
             }
-            values.insert("return_agent_mean".to_string(), last.return_agent_mean);
-            values.insert("return_team_sum".to_string(), last.return_team_sum);
-            values.insert("length".to_string(), last.length);
-            values.insert("terminated".to_string(), last.terminated);
-            values.extend(last.metrics.iter().map(|(name, value)| (name.clone(), *value)));
+            values.extend(last.values.clone());
         }
         let summary: serde_json::Value =
             serde_json::from_slice(&read("summary.json")?).map_err(|e| broken("summary.json", e.to_string()))?;
@@ -63,7 +94,7 @@ impl Row {
         }
         values.retain(|_, value| value.is_finite());
         let makers = Manifest::read(run).map(|manifest| Program::makers(&manifest)).unwrap_or_default();
-        Ok(Some(Self { labels: cell.labels.clone(), seed: cell.seed, makers, selected: None, values }))
+        Ok(Some(Self { labels: cell.labels.clone(), seed: cell.seed, makers, selected: None, values, evaluations }))
     }
 }
 
@@ -132,9 +163,8 @@ mod tests {
         let row = |label: &str, values: &[(&str, f64)]| Row {
             labels: vec![label.to_string()],
             seed: 3,
-            makers: Vec::new(),
-            selected: None,
             values: values.iter().map(|(k, v)| ((*k).to_string(), *v)).collect(),
+            ..Row::default()
         };
         let rows = [row("a,b", &[("reward_auroc", 0.5), ("return_first", -1.5)]), row("c", &[("return_first", 1e-7)])];
         let text = String::from_utf8(csv(&["noise"], &rows)).unwrap();

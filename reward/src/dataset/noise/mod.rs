@@ -99,7 +99,7 @@ impl NoiseConfig {
         ("irrational", "the pairs whose true values differ most are flipped: few but large errors"),
         ("teacher", "B-Pref's annotator: stochastic, myopic, mistaken, skipping, undecided"),
         ("length_bias", "a share of the annotators always prefers the longer one"),
-        ("malicious", "flips so many pairs in favour of what a task calls tempting, such as a visible mark"),
+        ("malicious", "a share of all pairs is flipped in favour of what a task calls tempting, such as a visible mark"),
     ];
 
     /// Name in configurations.
