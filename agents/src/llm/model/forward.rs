@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::decoder::{Decoder, unfit};
+use super::decoder::Decoder;
 use super::parameters::Values;
+use super::rows::unfit;
 use super::weights::Names;
 use super::{DecoderConfig, Family, KeyBias, NormKind, Positions, RopeScaling, Span, rope_frequencies};
 use crate::AgentError;
