@@ -3,7 +3,8 @@
 //!
 //! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second over the whole call,
 //! median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out. `llm_prefill` reads 16 prompts
-//! of 64 tokens and draws one token each: prompt tokens per second.
+//! of 64 tokens and draws one token each: prompt tokens per second. `--
+//! --device cuda` (with `--features cuda`) measures on the first GPU, in `bf16`.
 #![allow(clippy::print_stdout, missing_docs)]
 
 #[cfg(feature = "llm")]
@@ -42,6 +43,8 @@ mod bench {
         let arguments: Vec<String> = std::env::args().collect();
         let is_json = arguments.iter().any(|a| a == "--json");
         let only = arguments.iter().position(|a| a == "--size").and_then(|i| arguments.get(i + 1));
+        let is_cuda = arguments.windows(2).any(|pair| pair == ["--device", "cuda"]);
+        let device = if is_cuda { Device::new_cuda(0).expect("there is a GPU, and `--features cuda`") } else { Device::Cpu };
         let report = |case: &str, value: f64| {
             if is_json {
                 println!("{{\"peer\": \"steadfast\", \"case\": \"{case}\", \"value\": {value:.1}, \"unit\": \"tokens/s\"}}");
@@ -55,7 +58,7 @@ mod bench {
             if only.is_some_and(|only| only != size) {
                 continue;
             }
-            let decoder = Decoder::fresh(&config, false, SeedTree::new(0), &Device::Cpu).expect("memory suffices");
+            let decoder = Decoder::fresh(&config, false, SeedTree::new(0), &device).expect("memory suffices");
             let mut generator = Generator::new(&decoder).expect("memory suffices");
             for rows in [1, 16] {
                 let took = seconds(&mut generator, rows, NEW, config.vocab_size);

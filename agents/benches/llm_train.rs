@@ -5,7 +5,8 @@
 //! same in `benches/peers/llm_dpo.py`.
 //!
 //! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_train`: seconds per step, median of 7 (S) or 3 (M).
-//! `-- --json` prints one line for each figure; `-- --size S` leaves the other size out.
+//! `-- --json` prints one line for each figure; `-- --size S` leaves the other size out. `-- --device cuda` (with `--features
+//! cuda`) measures on the first GPU, where all operations are candle's: weights in `bf16` beside `f32` masters.
 #![allow(clippy::print_stdout, missing_docs)]
 
 #[cfg(feature = "llm")]
@@ -44,6 +45,8 @@ mod bench {
         // `cargo test` and clippy's dry run build benches and may run them without `--bench`.
         let is_full = arguments.iter().any(|a| a == "--bench");
         let only = arguments.iter().position(|a| a == "--size").and_then(|i| arguments.get(i + 1)).cloned();
+        let is_cuda = arguments.windows(2).any(|pair| pair == ["--device", "cuda"]);
+        let device = if is_cuda { Device::new_cuda(0).expect("there is a GPU, and `--features cuda`") } else { Device::Cpu };
         let sizes = [("S", DecoderConfig::llama(4096, 256, 4, 4, 688, 256), 7), ("M", DecoderConfig::llama(8192, 512, 8, 8, 1376, 256), 3)];
         for (size, config, repeats) in sizes {
             if only.as_deref().is_some_and(|only| only != size) || (!is_full && size == "M") {
@@ -58,9 +61,9 @@ mod bench {
             let sequences: Vec<TokenSequence> = (0..2 * PAIRS).map(|_| sequence()).collect();
             let all: Vec<&TokenSequence> = sequences.iter().collect();
             let pairs: Vec<Vec<&TokenSequence>> = sequences.chunks(2).map(|pair| pair.iter().collect()).collect();
-            for is_plain in [false, true] {
-                let mut decoder = Decoder::fresh(&config, false, SeedTree::new(2), &Device::Cpu).expect("the CPU holds the model");
-                let mut reference = decoder.duplicate().expect("the CPU holds a copy");
+            for &is_plain in if device.is_cpu() { &[false, true][..] } else { &[true] } {
+                let mut decoder = Decoder::fresh(&config, false, SeedTree::new(2), &device).expect("the device holds the model");
+                let mut reference = decoder.duplicate().expect("the device holds a copy");
                 decoder.use_plain_operations(is_plain);
                 reference.use_plain_operations(is_plain);
                 let mut optimizer = AdamW::new(&AdamWConfig::default(), &decoder).expect("the settings are valid");
@@ -70,6 +73,7 @@ mod bench {
                     let known: Vec<f32> = reference.log_probs(&all, 1.0).expect("the sequences fit").iter().map(log_prob).collect();
                     let middle = Instant::now();
                     step(&mut decoder, &mut optimizer, &pairs, &known);
+                    device.synchronize().expect("the device answers");
                     // The first step warms up.
                     if repeat > 0 || !is_full {
                         seconds[0].push(begin.elapsed().as_secs_f64());
@@ -78,7 +82,7 @@ mod bench {
                 }
                 for (name, mut seconds) in ["llm_dpo", "llm_dpo_cached"].into_iter().zip(seconds) {
                     seconds.sort_by(f64::total_cmp);
-                    let (median, tool) = (seconds[seconds.len() / 2], if is_plain { "candle" } else { "steadfast" });
+                    let (median, tool) = (seconds[seconds.len() / 2], if is_plain && device.is_cpu() { "candle" } else { "steadfast" });
                     if as_json {
                         println!("{{\"peer\": \"{tool}\", \"case\": \"{name}_{size}\", \"value\": {median}, \"unit\": \"s\"}}");
                     } else {

@@ -141,6 +141,29 @@ fn a_key_bias_steers_generation_as_it_steers_training() {
 }
 
 #[test]
+fn candles_operations_draw_the_same() {
+    for family in FAMILIES {
+        let decoder = model(family);
+        let prompts = prompts();
+        let rows: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let heads = vec![vec![0.0, 2.5, -2.0, 1.5], vec![1.0, 0.0, 3.0, -1.0]];
+        let biases: Vec<KeyBias> =
+            prompts.iter().map(|p| KeyBias { is_marked: (0..p.len()).map(|i| i % 3 == 0).collect(), per_head: heads.clone() }).collect();
+        for (config, biases) in [(settings(), None), (GenerationConfig { greedy: true, ..settings() }, Some(&biases[..]))] {
+            let run = |mut generator: Generator| {
+                generator.generate_with(&rows, &config, &[END], &[], &mut rngs(rows.len()), biases, &mut |_, _| {}).unwrap()
+            };
+            let packed = run(Generator::new(&decoder).unwrap());
+            let plain = run(Generator::with_plain_operations(&decoder).unwrap());
+            for (packed, plain) in packed.iter().zip(&plain) {
+                assert_eq!((&packed.tokens, packed.finish), (&plain.tokens, plain.finish), "{family:?}");
+                assert!(packed.log_probs.iter().zip(&plain.log_probs).all(|(a, b)| (a - b).abs() <= 1e-5), "{family:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn prompts_that_do_not_fit_are_named() {
     let decoder = model(Family::Llama);
     let mut generator = Generator::new(&decoder).unwrap();

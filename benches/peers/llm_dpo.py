@@ -13,6 +13,8 @@ Peers:
   logits of the completion only; fused AdamW.
 - `transformers`: the Llama model of that library, all logits, fused AdamW.
 - `trl`: its `DPOTrainer` on S, without gradient checkpointing, on rows of the same lengths.
+
+With `--device cuda` the first two run on the first GPU under autocast to `bfloat16`, with weights in single precision.
 """
 
 import copy
@@ -36,11 +38,15 @@ def hand_written(shape):
     frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(LENGTH).float(), frequencies).repeat(1, 2)
     cos, sin = angles.cos(), angles.sin()
+    tables = {}
 
     def rotate(x):
         n = x.shape[-2]
+        if x.device not in tables:
+            tables[x.device] = cos.to(x.device), sin.to(x.device)
+        c, s = tables[x.device]
         first, second = x.chunk(2, dim=-1)
-        return x * cos[:n] + torch.cat((-second, first), dim=-1) * sin[:n]
+        return (x * c[:n] + torch.cat((-second, first), dim=-1) * s[:n]).to(x.dtype)
 
     class Block(nn.Module):
         def __init__(self):
@@ -99,28 +105,36 @@ def transformers_model(shape):
     return Model()
 
 
-def step(build, shape, is_cached):
+def step(build, shape, is_cached, device):
     import torch
     from torch.nn import functional as F
 
     torch.manual_seed(0)
-    policy = build(shape)
+    policy = build(shape).to(device)
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, fused=True)
-    tokens = torch.randint(shape["vocab_size"], (2 * PAIRS, LENGTH))
+    tokens = torch.randint(shape["vocab_size"], (2 * PAIRS, LENGTH)).to(device)
+    is_cuda = device == "cuda"
+
+    def narrow():
+        return torch.autocast(device, torch.bfloat16, enabled=is_cuda)
 
     def reference_log_probs():
-        with torch.no_grad():
+        with torch.no_grad(), narrow():
             return reference(tokens)
 
     cached = reference_log_probs()
 
     def work():
-        reward = policy(tokens) - (cached if is_cached else reference_log_probs())
+        with narrow():
+            own = policy(tokens)
+        reward = own - (cached if is_cached else reference_log_probs())
         loss = -F.logsigmoid(BETA * (reward[:PAIRS] - reward[PAIRS:])).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if is_cuda:
+            torch.cuda.synchronize()
 
     return work
 
@@ -180,7 +194,9 @@ def trl_steps(shape, repetitions, is_cached):
 
 
 def main():
-    options = measure.arguments(__doc__.splitlines()[0]).parse_args()
+    parser = measure.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    options = parser.parse_args()
     measure.pin(options.core)
     import torch
 
@@ -192,12 +208,12 @@ def main():
             if options.only and case not in options.only:
                 continue
             for peer, build in (("torch", hand_written), ("transformers", transformers_model)):
-                work = step(build, shape, is_cached)
+                work = step(build, shape, is_cached, options.device)
                 work()
                 timed = [measure.seconds(work) for _ in range(options.repetitions)]
                 wall, cpu = zip(*timed)
                 measure.emit(peer, case, "s", wall, cpu, version)
-            if size == "S":
+            if size == "S" and options.device == "cpu":
                 wall, cpu = zip(*trl_steps(shape, options.repetitions, is_cached))
                 measure.emit("trl", case, "s", wall, cpu, version)
 

@@ -5,6 +5,8 @@ with random weights: S has hidden size 256, 4 layers, 4 heads, feed-forward widt
 1,376 and 8,192.
 
 - `llm_generate_{S,M}_b{B}`: new tokens per second over the whole call, for B of 1 and 16 rows.
+
+With `--device cuda` it runs on the first GPU in `bfloat16`.
 """
 
 import measure
@@ -17,7 +19,9 @@ PROMPT, NEW = 64, 128
 
 
 def main():
-    options = measure.arguments(__doc__.splitlines()[0]).parse_args()
+    parser = measure.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    options = parser.parse_args()
     measure.pin(options.core)
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -27,12 +31,13 @@ def main():
     for size, shape in SIZES.items():
         torch.manual_seed(0)
         model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=256, eos_token_id=None)).eval()
+        model = model.to(options.device, torch.bfloat16 if options.device == "cuda" else torch.float32)
         model.generation_config.eos_token_id = None
         for batch in (1, 16):
             case = f"llm_generate_{size}_b{batch}"
             if options.only and case not in options.only:
                 continue
-            prompts = torch.randint(shape["vocab_size"], (batch, PROMPT))
+            prompts = torch.randint(shape["vocab_size"], (batch, PROMPT)).to(options.device)
             mask = torch.ones_like(prompts)
 
             def work():

@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;
 
-use super::cache::{DenseStore, KvStore, RowBias};
-use super::infer::{NewTokens, Transformer};
+use super::cache::RowBias;
+use super::infer::{Cache, Engine, NewTokens};
 use super::model::{Decoder, KeyBias};
 use super::sampling::Sampler;
 use crate::AgentError;
@@ -79,9 +79,10 @@ pub struct Completion {
     pub finish: Finish,
 }
 
-/// Generates from weights that were packed once. Weights that are on a GPU are copied into memory for it.
+/// Generates from weights that were packed once, or copied for that on the device where they are.
 pub struct Generator {
-    transformer: Transformer,
+    engine: Engine,
+    is_plain: bool,
 }
 
 /// A row that is not finished.
@@ -96,9 +97,17 @@ impl Generator {
     /// Packs the weights of a decoder.
     ///
     /// # Errors
-    /// [`AgentError::State`] if it has a scalar head.
+    /// [`AgentError::State`] if it has a scalar head; [`AgentError::Tensor`] if the device fails.
     pub fn new(decoder: &Decoder) -> Result<Self, AgentError> {
-        Ok(Self { transformer: Transformer::new(decoder)? })
+        Ok(Self { engine: Engine::new(decoder, false)?, is_plain: false })
+    }
+
+    /// With candle's operations, as on devices, to compare with.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub fn with_plain_operations(decoder: &Decoder) -> Result<Self, AgentError> {
+        Ok(Self { engine: Engine::new(decoder, true)?, is_plain: true })
     }
 
     /// Packs the weights again after they changed.
@@ -106,7 +115,7 @@ impl Generator {
     /// # Errors
     /// As [`Generator::new`].
     pub fn refresh(&mut self, decoder: &Decoder) -> Result<(), AgentError> {
-        self.transformer = Transformer::new(decoder)?;
+        self.engine = Engine::new(decoder, self.is_plain)?;
         Ok(())
     }
 
@@ -114,7 +123,7 @@ impl Generator {
     ///
     /// # Errors
     /// [`AgentError::Model`] naming the row: an empty prompt, one as long as the context, a token outside of the vocabulary,
-    /// logits that are not finite. [`AgentError::Config`] for a setting out of its range.
+    /// logits that are not finite. [`AgentError::Config`] for a setting out of its range; [`AgentError::Tensor`] if a device fails.
     pub fn generate(
         &mut self,
         prompts: &[&[u32]],
@@ -144,14 +153,14 @@ impl Generator {
     ) -> Result<Vec<Completion>, AgentError> {
         config.validate()?;
         self.check(prompts, rngs.len(), biases)?;
-        let context = self.transformer.context();
-        let model = self.transformer.config().clone();
-        let mut store = DenseStore::new(&model, prompts.len());
+        let context = self.engine.context();
+        let model = self.engine.config().clone();
+        let mut cache = self.engine.cache(prompts.len());
         let mut done: Vec<Completion> =
             prompts.iter().map(|_| Completion { tokens: Vec::new(), log_probs: Vec::new(), finish: Finish::Length }).collect();
         let mut live: Vec<Live> = prompts.iter().enumerate().map(|(index, p)| Live { index, tokens: p.to_vec() }).collect();
         let row_bias = |index: usize| biases.map(|biases| RowBias(&biases[index]));
-        let mut logits = self.read(prompts, &mut store, &row_bias);
+        let mut logits = self.read(prompts, &mut cache, &row_bias)?;
         let mut sampler = Sampler::default();
         while !live.is_empty() {
             let mut stays = Vec::with_capacity(live.len());
@@ -173,7 +182,7 @@ impl Generator {
                 }
             }
             if stays.len() < live.len() {
-                store.select_rows(&stays);
+                cache.select_rows(&stays)?;
                 let mut row = 0;
                 live.retain(|_| {
                     row += 1;
@@ -186,13 +195,18 @@ impl Generator {
             let new: Vec<NewTokens<'_>> =
                 live.iter().enumerate().map(|(row, live)| NewTokens { row, tokens: &live.tokens[live.tokens.len() - 1..] }).collect();
             let biases: Option<Vec<RowBias<'_>>> = live.iter().map(|live| row_bias(live.index)).collect();
-            logits = self.transformer.advance(&new, &mut store, biases.as_deref());
+            logits = self.engine.advance(&new, &mut cache, biases.as_deref())?;
         }
         Ok(done)
     }
 
     /// Reads the prompts, each run of equal ones once, and gives the logits after each.
-    fn read<'a>(&mut self, prompts: &[&[u32]], store: &mut DenseStore, bias: &dyn Fn(usize) -> Option<RowBias<'a>>) -> Vec<f32> {
+    fn read<'a>(
+        &mut self,
+        prompts: &[&[u32]],
+        cache: &mut Cache,
+        bias: &dyn Fn(usize) -> Option<RowBias<'a>>,
+    ) -> Result<Vec<f32>, AgentError> {
         // First prompt of each run of equal prompts. Prompts that are steered differently are different.
         let mut firsts: Vec<usize> = Vec::new();
         let mut source = Vec::with_capacity(prompts.len());
@@ -206,7 +220,7 @@ impl Generator {
                 }
             }
         }
-        let vocab = self.transformer.config().vocab_size;
+        let vocab = self.engine.config().vocab_size;
         let mut logits = vec![0.0; prompts.len() * vocab];
         let mut start = 0;
         while start < firsts.len() {
@@ -218,7 +232,7 @@ impl Generator {
             }
             let new: Vec<NewTokens<'_>> = firsts[start..end].iter().map(|&row| NewTokens { row, tokens: prompts[row] }).collect();
             let biases: Option<Vec<RowBias<'_>>> = firsts[start..end].iter().map(|&row| bias(row)).collect();
-            let found = self.transformer.advance(&new, store, biases.as_deref());
+            let found = self.engine.advance(&new, cache, biases.as_deref())?;
             for (&row, found) in firsts[start..end].iter().zip(found.chunks_exact(vocab)) {
                 logits[row * vocab..(row + 1) * vocab].copy_from_slice(found);
             }
@@ -227,17 +241,17 @@ impl Generator {
         for (row, &from) in source.iter().enumerate().filter(|(row, from)| row != *from) {
             logits.copy_within(from * vocab..(from + 1) * vocab, row * vocab);
         }
-        store.select_rows(&source);
-        logits
+        cache.select_rows(&source)?;
+        Ok(logits)
     }
 
     fn check(&self, prompts: &[&[u32]], rngs: usize, biases: Option<&[KeyBias]>) -> Result<(), AgentError> {
         let shape = |op: &str, expected: Vec<usize>, got: Vec<usize>| Err(AgentError::Shape { op: op.to_string(), expected, got });
-        let config = self.transformer.config();
+        let config = self.engine.config();
         if rngs != prompts.len() {
             return shape("generators of prompts", vec![prompts.len()], vec![rngs]);
         }
-        let context = self.transformer.context();
+        let context = self.engine.context();
         for (row, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(unfit(row, "the prompt has no tokens; begin it with the begin-of-sequence token"));

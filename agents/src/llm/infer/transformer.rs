@@ -1,9 +1,10 @@
 //! The forward pass of generation: new tokens of several rows through all layers, past keys and values from a store.
 
 use super::packed::PackedLinear;
+use super::{NewTokens, cover};
 use crate::AgentError;
 use crate::llm::cache::{KvStore, RowBias};
-use crate::llm::model::{Decoder, DecoderConfig, DenseLinear, DenseNorm, DenseWeights, NormKind, Positions, RopeScaling, rope_frequencies};
+use crate::llm::model::{Decoder, DecoderConfig, DenseLinear, DenseNorm, DenseWeights, NormKind};
 use crate::llm::ops::activation::activate_rows;
 use crate::llm::ops::attention::RopeTable;
 use crate::llm::ops::{Shared, each, moments, normalise};
@@ -52,14 +53,6 @@ struct Buffers {
     split: Vec<f32>,
 }
 
-/// New tokens of one row of a store.
-pub(crate) struct NewTokens<'a> {
-    /// Row of the store.
-    pub row: usize,
-    /// Tokens that follow what the store holds of the row.
-    pub tokens: &'a [u32],
-}
-
 impl Transformer {
     /// Packs the weights of a decoder.
     pub fn new(decoder: &Decoder) -> Result<Self, AgentError> {
@@ -104,34 +97,11 @@ impl Transformer {
         &self.config
     }
 
-    /// Most tokens of a row, prompt and completion. Dynamically scaled positions end where their scaling would begin: keys
-    /// that are stored were turned by the unscaled angles.
-    pub fn context(&self) -> usize {
-        match self.config.positions {
-            Positions::Rope(rope) => match rope.scaling {
-                RopeScaling::Dynamic { original_max_positions, .. } => original_max_positions.min(self.config.max_positions),
-                _ => self.config.max_positions,
-            },
-            Positions::Learned => self.config.max_positions,
-        }
-    }
-
-    /// Makes tables for positions below `n`.
-    fn prepare(&mut self, n: usize) {
-        let Positions::Rope(rope) = &self.config.positions else { return };
-        let known = self.rope.as_ref().map_or(0, |table| table.cos.len() / table.half.max(1));
-        if known < n {
-            let n = n.max(2 * known).min(self.context().max(n));
-            let (frequencies, factor) = rope_frequencies(rope, n);
-            self.rope = Some(RopeTable::new(&frequencies, factor, n));
-        }
-    }
-
     /// Runs new tokens through the model and gives the logits after the last one of each row, `[row, vocab]`. Each row of the
     /// store is named at most once.
     pub fn advance(&mut self, new: &[NewTokens<'_>], store: &mut dyn KvStore, biases: Option<&[RowBias<'_>]>) -> Vec<f32> {
         let starts: Vec<usize> = new.iter().map(|n| store.len(n.row)).collect();
-        self.prepare(new.iter().zip(&starts).map(|(n, start)| start + n.tokens.len()).max().unwrap_or(0));
+        cover(&mut self.rope, &self.config, new.iter().zip(&starts).map(|(n, start)| start + n.tokens.len()).max().unwrap_or(0));
         let mut buffers = std::mem::take(&mut self.buffers);
         let b = &mut buffers;
         self.embed(new, &starts, b);
