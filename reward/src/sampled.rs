@@ -22,6 +22,9 @@ const ATTEMPTS: u64 = 8;
 /// What each token of a completion adds to its value: prompt and completion to one number per token.
 pub type GoldTerms<'a> = dyn Fn(&[u32], &[u32]) -> Vec<f64> + 'a;
 
+/// How much of what a careless or malicious annotator goes by is in a completion.
+pub type Temptation<'a> = dyn Fn(&[u32]) -> f64 + 'a;
+
 /// The known reward of completions.
 #[derive(Clone, Copy)]
 pub struct Gold<'a> {
@@ -32,7 +35,7 @@ pub struct Gold<'a> {
     pub terms: Option<&'a GoldTerms<'a>>,
     /// How much of what a careless or malicious annotator goes by is in a completion
     /// ([`steadfast_envs::text::TextTask::temptation`]); without it, a malicious one cannot be used.
-    pub temptation: Option<&'a dyn Fn(&[u32]) -> f64>,
+    pub temptation: Option<&'a Temptation<'a>>,
 }
 
 /// A pair with what tempts in it.

@@ -2,6 +2,7 @@
 //! the 95 % interval of the vertical one, and the seeds themselves as faint thin lines.
 
 use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::figure::{Drawing, Drawn, FAINT, INK, draw_marker};
@@ -51,7 +52,7 @@ fn means(seeds: &[Vec<(f64, f64)>]) -> Vec<(f64, Summary)> {
 
 /// The ends of the interval of a mean, if it has one.
 fn bar(summary: &Summary) -> Option<(f64, f64)> {
-    summary.half_width.is_finite().then(|| (summary.mean - summary.half_width, summary.mean + summary.half_width))
+    summary.half_width.is_finite().then_some((summary.mean - summary.half_width, summary.mean + summary.half_width))
 }
 
 impl PathFigure {
@@ -95,7 +96,9 @@ impl PathFigure {
             .draw()?;
         for (s, seeds) in panel.seeds.iter().enumerate().filter(|(_, seeds)| seeds.len() > 1) {
             let faint = Style::of(s).color.mix(0.35).stroke_width(scale);
-            chart.draw_series(seeds.iter().map(|path| PathElement::new(path.clone(), faint)))?;
+            // Piece by piece: the bitmap backend draws long spikes at sharp bends.
+            let pieces = seeds.iter().flat_map(|path| path.windows(2)).map(|ends| PathElement::new(ends, faint));
+            chart.draw_series(pieces)?;
         }
         for (s, path) in paths.iter().enumerate() {
             let style = Style::of(s);
@@ -108,8 +111,10 @@ impl PathFigure {
             let line: Vec<(f64, f64)> = path.iter().map(|(x, y)| (*x, y.mean)).collect();
             let stroke = style.color.stroke_width(2 * scale);
             match style.dash {
-                None => chart.draw_series(LineSeries::new(line.clone(), stroke))?,
-                Some((dash, gap)) => chart.draw_series(DashedLineSeries::new(line.clone(), dash * scale, gap * scale, stroke))?,
+                None => chart.draw_series(line.windows(2).map(|ends| PathElement::new(ends, stroke)))?,
+                Some((dash, gap)) => chart.draw_series(
+                    line.windows(2).map(|ends| DashedPathElement::new([ends[0], ends[1]], dash * scale, gap * scale, stroke)),
+                )?,
             };
             if line.len() <= MAX_MARKERS {
                 let origin = area.get_base_pixel();

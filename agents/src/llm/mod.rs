@@ -6,11 +6,13 @@
 pub mod cache;
 pub mod drawn;
 pub mod encode;
+pub mod encode_report;
 pub mod generate;
 pub mod infer;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
+pub mod padded_batch;
 pub mod policy;
 pub mod policy_gradient;
 mod sampling;
@@ -22,10 +24,12 @@ pub mod trainer;
 
 pub use candle_core::Device;
 pub use drawn::{DRAWN_METRICS, DrawnText, drawn_metrics};
-pub use encode::{ConversationLoss, EncodeConfig, EncodeReport, Encoder, PaddedBatch, PaddingSide, TextInput};
+pub use encode::{ConversationLoss, EncodeConfig, Encoder, TextInput};
+pub use encode_report::EncodeReport;
 pub use generate::{Completion, Finish, GenerationConfig, Generator};
 pub use model::{Decoder, DecoderConfig};
 pub use optimizer::{AdamW, AdamWConfig};
+pub use padded_batch::{PaddedBatch, PaddingSide};
 pub use policy::TextPolicy;
 pub use policy_gradient::{PolicyGradientConfig, TextPolicyGradient};
 pub use sequence::{TokenSequence, TokenStatistics};

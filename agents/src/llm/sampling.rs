@@ -22,8 +22,8 @@ impl Sampler {
     /// # Errors
     /// The reason, if a logit is NaN or all are infinite.
     pub fn choose(&mut self, logits: &[f32], config: &GenerationConfig, seen: &[u32], rng: &mut Rng) -> Result<(u32, f32), String> {
-        // Without an early end, this runs in vectors. The comparison is false for NaN.
-        if logits.iter().fold(false, |found, z| found | !(*z < f32::INFINITY)) {
+        // Without an early end, this runs in vectors.
+        if logits.iter().fold(false, |found, z| found | z.is_nan() | (*z == f32::INFINITY)) {
             let i = logits.iter().position(|z| z.is_nan() || *z == f32::INFINITY).unwrap_or(0);
             return Err(format!("the logit of token {i} is {}", logits[i]));
         }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use steadfast_agents::llm::encode::show;
+use steadfast_agents::llm::padded_batch::show;
 use steadfast_agents::llm::{PaddingSide, TokenSequence};
 use steadfast_envs::SeedTree;
 

@@ -201,8 +201,9 @@ fn combinations(config: &SweepConfig, present: &dyn Fn(usize) -> Vec<String>, fr
     found
 }
 
+/// A column's or an axis's name for readers.
 fn in_words(name: &str) -> String {
-    name.replace('_', " ")
+    name.trim_start_matches("metric_").replace('_', " ")
 }
 
 #[cfg(test)]

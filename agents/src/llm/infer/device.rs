@@ -169,11 +169,11 @@ impl DeviceTransformer {
         let mut found = Vec::with_capacity(self.layers.len());
         for (l, layer) in self.layers.iter().enumerate() {
             let span = config.spans[l];
-            if !masks.contains_key(&span) {
-                let mask = Tensor::from_vec(batch.mask(span), (rows, 1, n, before + n), &self.device)?;
-                masks.insert(span, mask);
-            }
-            let mut added = masks[&span].clone();
+            let mut added = match masks.get(&span) {
+                Some(mask) => mask.clone(),
+                None => Tensor::from_vec(batch.mask(span), (rows, 1, n, before + n), &self.device)?,
+            };
+            masks.entry(span).or_insert_with(|| added.clone());
             if let Some(biases) = biases {
                 let bias = Tensor::from_vec(batch.bias(biases, l, config.n_heads), (rows, config.n_heads, 1, before + n), &self.device)?;
                 added = added.broadcast_add(&bias)?;

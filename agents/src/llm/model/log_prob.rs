@@ -296,12 +296,13 @@ impl Decoder {
                     }
                 };
                 match grad {
-                    Embedded::Plain(grad) => Ok(read(&grad.to_dtype(DType::F32)?, |grad| Ok(add(grad)))?),
-                    Embedded::Fused(grad) => {
+                    Embedded::Plain(grad) => read(&grad.to_dtype(DType::F32)?, |grad| {
                         add(grad);
                         Ok(())
-                    }
+                    })?,
+                    Embedded::Fused(grad) => add(grad),
                 }
+                Ok(())
             }
         }
     }
