@@ -1,5 +1,5 @@
 //! One quantity against another in the course of training: a line through the means over seeds at each evaluation, bars of
-//! the 95 % interval of the vertical one, and the seeds themselves as faint thin lines.
+//! the 95 % interval of the vertical one at some of them, and the seeds themselves as faint thin lines.
 
 use plotters::coord::Shift;
 use plotters::element::DashedPathElement;
@@ -39,6 +39,8 @@ pub struct PathPanel {
 const PANEL_WIDTH: usize = 600;
 /// Markers on longer paths would hide the line.
 const MAX_MARKERS: usize = 40;
+/// More bars would hide each other.
+const MAX_BARS: usize = 12;
 
 /// Means over seeds at each evaluation: the horizontal one, and the vertical one with its interval.
 fn means(seeds: &[Vec<(f64, f64)>]) -> Vec<(f64, Summary)> {
@@ -103,7 +105,9 @@ impl PathFigure {
         for (s, path) in paths.iter().enumerate() {
             let style = Style::of(s);
             let thin = style.color.mix(0.8).stroke_width(scale);
-            for (x, bottom, top) in path.iter().filter_map(|(x, y)| bar(y).map(|(bottom, top)| (*x, bottom, top))) {
+            // The last one has a bar, and so many before it that they can be told apart.
+            let chosen = path.iter().rev().step_by(path.len().div_ceil(MAX_BARS).max(1));
+            for (x, bottom, top) in chosen.filter_map(|(x, y)| bar(y).map(|(bottom, top)| (*x, bottom, top))) {
                 chart.draw_series(std::iter::once(PathElement::new([(x, bottom), (x, top)], thin)))?;
                 let cap = |y: f64| EmptyElement::at((x, y)) + PathElement::new([(-ipx(3), 0), (ipx(3), 0)], thin);
                 chart.draw_series([cap(bottom), cap(top)])?;
