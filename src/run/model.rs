@@ -35,8 +35,14 @@ pub fn folder(path: &Path) -> Result<PathBuf, (String, String)> {
     Err((format!("{shown} does not exist"), maker(path)))
 }
 
-/// Which recipe makes the run that a path like `runs/NAME-seed3` names.
+/// Which recipe makes the run that a path like `runs/NAME-seed3` or `sweeps/NAME/cells/CELL` names.
 fn maker(path: &Path) -> String {
+    let parts: Vec<&str> = path.iter().filter_map(|part| part.to_str()).collect();
+    if let [.., sweep, "cells", _] = parts.as_slice()
+        && recipe::sweep_text(sweep).is_some()
+    {
+        return format!("`steadfast sweep {sweep}` makes it");
+    }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if let Some((recipe, seed)) = name.rsplit_once("-seed")
         && recipe::text(recipe).is_some()
@@ -66,6 +72,8 @@ mod tests {
         assert!(folder(&path("early")).unwrap_err().1.contains("--resume"));
         assert!(folder(&path("empty")).unwrap_err().0.contains("no config.json"));
         assert_eq!(folder(Path::new("runs/spread-ernie-seed3")).unwrap_err().1, "`steadfast train spread-ernie seed=3` makes it");
+        let cell = Path::new("sweeps/topic-reward-models/cells/uniform_30__r3m__seed1");
+        assert_eq!(folder(cell).unwrap_err().1, "`steadfast sweep topic-reward-models` makes it");
         assert!(folder(Path::new("nowhere")).unwrap_err().0.contains("does not exist"));
     }
 }

@@ -412,7 +412,7 @@ mod tests {
         let plain = TextInput::Plain;
         assert!(shown(plain("red"), plain(" ")).starts_with("pairs.jsonl:7: the completion is empty"));
         assert!(shown(plain("red"), plain(" blue </s> </s>")).contains("two end-of-sequence tokens `</s>`"));
-        assert!(shown(plain("red"), plain(" pink")).contains("at `pink`"));
+        assert!(shown(plain("red"), plain(" pink")).contains("cannot encode `pink`"));
         let conversation = [say("user", "red")];
         assert!(shown(plain("red"), TextInput::Messages(&conversation)).contains("the prompt is plain text, the completion is a list"));
         assert!(encoder.prompt(plain(""), "p:1").unwrap_err().to_string().starts_with("p:1: the prompt is empty"));

@@ -582,7 +582,7 @@ mod tests {
     #[test]
     fn unknown_words_are_errors_without_an_unknown_token() {
         let shown = message(words(None, None).encode("red pink", true));
-        assert!(shown.contains("at `pink`"), "{shown}");
+        assert!(shown.contains("cannot encode `pink`"), "{shown}");
     }
 
     #[test]

@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(pairs[1], Some([TokenSequence::new(&[2], &[3, 3, 1]), TokenSequence::new(&[2], &[4, 1])]));
         assert_eq!((report.kept, report.completion_tokens), (2, 9));
         let shown = encode_pairs(&tokenizer, &config, path, &[(1, row(" b")), (4, row(" x"))]).unwrap_err().to_string();
-        assert!(shown.starts_with("pairs.jsonl:4: ") && shown.contains("at `x`"), "{shown}");
+        assert!(shown.starts_with("pairs.jsonl:4: ") && shown.contains("cannot encode `x`"), "{shown}");
         let single = TextCompletion { prompt: plain("a"), completion: plain(" c"), ..Default::default() };
         let (rows, _) = encode_completions(&tokenizer, &config, path, &[(1, single)]).unwrap();
         assert_eq!(rows, [Some(TokenSequence::new(&[2], &[4, 1]))]);

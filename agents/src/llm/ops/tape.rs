@@ -57,9 +57,11 @@ impl Pool {
     pub fn take(self: &Arc<Self>, n: usize) -> Buffer {
         let mut idle = self.idle();
         let fits = |length: usize| length >= n && length <= 2 * n + GRAIN;
-        let best = idle.buffers.iter().enumerate().filter(|(_, (_, b))| fits(b.len())).min_by_key(|(_, (_, b))| b.len()).map(|(i, _)| i);
+        // Of equal ones the one that was used last, so that others grow old.
+        let fitting = idle.buffers.iter().enumerate().rev().filter(|(_, (_, b))| fits(b.len()));
+        let best = fitting.min_by_key(|(_, (_, b))| b.len()).map(|(i, _)| i);
         let data = match best {
-            Some(i) => idle.buffers.swap_remove(i).1,
+            Some(i) => idle.buffers.remove(i).1,
             None => vec![0.0; n.next_multiple_of(GRAIN)],
         };
         Buffer { data, n, pool: self.clone() }
