@@ -1,10 +1,10 @@
 //! Greedy generation on one core, for the sizes S and M: a prompt of 64 tokens and 128 new ones per row, prefill included.
 //! Peers measure the same in `benches/peers/llm_generate.py`.
 //!
-//! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second over the whole call,
-//! median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out. `llm_prefill` reads 16 prompts
-//! of 64 tokens and draws one token each: prompt tokens per second. `--
-//! --device cuda` (with `--features cuda`) measures on the first GPU, in `bf16`.
+//! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second
+//! over the whole call, median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out.
+//! `llm_prefill` reads 16 prompts of 64 tokens and draws one token each: prompt tokens per second. `-- --device cuda` (with
+//! `--features cuda`) measures on the first GPU, in `bf16`.
 #![allow(clippy::print_stdout, missing_docs)]
 
 #[cfg(feature = "llm")]

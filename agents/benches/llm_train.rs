@@ -4,7 +4,8 @@
 //! the policy, a forward of the reference model, one step of AdamW. `_cached` leaves the reference out. Peers measure the
 //! same in `benches/peers/llm_dpo.py`.
 //!
-//! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_train`: seconds per step, median of 7 (S) or 3 (M).
+//! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_train`: seconds per step, median
+//! of 7 (S) or 3 (M).
 //! `-- --json` prints one line for each figure; `-- --size S` leaves the other size out. `-- --device cuda` (with `--features
 //! cuda`) measures on the first GPU, where all operations are candle's: weights in `bf16` beside `f32` masters.
 #![allow(clippy::print_stdout, missing_docs)]

@@ -12,7 +12,7 @@ use crate::AgentError;
 use crate::llm::cache::RowBias;
 use crate::llm::model::{Decoder, DecoderConfig, DenseLinear, DenseNorm, NormKind, Span};
 use crate::llm::ops::activation::activate_plain;
-use crate::llm::ops::attention::RopeTable;
+use crate::llm::ops::attention::{RopeTable, rotate_plain};
 use crate::llm::ops::linear::linear_plain;
 use crate::llm::ops::norm::norm_plain;
 
@@ -239,7 +239,7 @@ impl DeviceTransformer {
             }
             let part = part.transpose(1, 2)?;
             match turns.filter(|_| is_turned) {
-                Some((cos, sin)) => rotate(&part, cos, sin),
+                Some((cos, sin)) => rotate_plain(&part, cos, sin),
                 None => part.contiguous(),
             }
         };
@@ -259,18 +259,6 @@ impl DeviceTransformer {
         let result = weights.reshape((rows, kv, heads / kv * n, total))?.matmul(&v)?;
         let result = result.reshape((rows, heads, n, d))?.transpose(1, 2)?.reshape((rows * n, heads * d))?;
         Ok((layer.o.apply(&result)?, k, v))
-    }
-}
-
-/// `x`: `[row, head, token, head_dim]`; `cos`, `sin`: `[row, 1, token, half]`. Coordinates beyond twice the half pass.
-fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> candle_core::Result<Tensor> {
-    let (half, width) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
-    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
-    let left = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
-    let right = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
-    match width - 2 * half {
-        0 => Tensor::cat(&[left, right], D::Minus1),
-        rest => Tensor::cat(&[left, right, x.narrow(D::Minus1, 2 * half, rest)?], D::Minus1),
     }
 }
 

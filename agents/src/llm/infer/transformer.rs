@@ -36,8 +36,8 @@ pub(crate) struct Transformer {
 /// Intermediate results, kept from pass to pass; one row per token.
 #[derive(Default)]
 struct Buffers {
-    /// Entry of the new tokens and position of each token.
-    places: Vec<(usize, usize)>,
+    /// Position of each token in its row.
+    positions: Vec<usize>,
     /// The residual stream.
     x: Vec<f32>,
     /// `x` normalised.
@@ -107,7 +107,7 @@ impl Transformer {
         self.embed(new, &starts, b);
         let config = &self.config;
         let (hidden, query, key) = (config.hidden_size, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-        let total = b.places.len();
+        let total = b.positions.len();
         b.normal.resize(total * hidden, 0.0);
         b.added.resize(total * hidden, 0.0);
         b.rows.resize(total * (query + 2 * key), 0.0);
@@ -146,15 +146,15 @@ impl Transformer {
         logits
     }
 
-    /// Embeds the new tokens and notes their places.
+    /// Embeds the new tokens and notes their positions.
     fn embed(&self, new: &[NewTokens<'_>], starts: &[usize], b: &mut Buffers) {
         let hidden = self.config.hidden_size;
-        b.places.clear();
+        b.positions.clear();
         b.x.clear();
-        for (i, (n, start)) in new.iter().zip(starts).enumerate() {
+        for (n, start) in new.iter().zip(starts) {
             for (t, &token) in n.tokens.iter().enumerate() {
                 let position = start + t;
-                b.places.push((i, position));
+                b.positions.push(position);
                 let place = b.x.len();
                 b.x.extend_from_slice(&self.embedding[token as usize * hidden..][..hidden]);
                 if let Some(table) = &self.positions {
@@ -171,7 +171,7 @@ impl Transformer {
             return;
         }
         let (turned, width) = ((config.n_heads + config.n_kv_heads) * d, (config.n_heads + 2 * config.n_kv_heads) * d);
-        for (row, &(_, position)) in b.rows.chunks_exact_mut(width).zip(&b.places) {
+        for (row, &position) in b.rows.chunks_exact_mut(width).zip(&b.positions) {
             for (h, head) in row[..turned].chunks_exact_mut(d).enumerate() {
                 if let Some(weight) = if h < config.n_heads { &layer.q_norm } else { &layer.k_norm } {
                     let (_, inverse) = moments(head, false, config.norm_eps as f32);
@@ -204,7 +204,7 @@ impl Transformer {
             }
             (&b.rows, width)
         } else {
-            let total = b.places.len();
+            let total = b.positions.len();
             b.split.resize(total * width, 0.0);
             let (queries, rest) = b.split.split_at_mut(total * query);
             let (keys, values) = rest.split_at_mut(total * key);

@@ -2,7 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::kernel::{Shared, in_pieces, silu_gate, silu_gate_backward};
+use super::kernel::{silu_gate, silu_gate_backward};
+use super::pieces::{Shared, in_pieces};
 use super::tape::Operation;
 use crate::llm::model::Activation;
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::kernel::{Matrix, Shared, dot, each, product, rotate, softmax, softmax_backward};
+use super::kernel::{dot, rotate, softmax, softmax_backward};
+use super::pieces::{Shared, each};
+use super::product::{Matrix, product};
 use super::tape::Operation;
 use crate::llm::model::Span;
 
@@ -271,14 +273,15 @@ pub(crate) fn attention_plain(queries: &Tensor, keys: &Tensor, values: &Tensor, 
     Tensor::cat(&results, 0)
 }
 
-/// `x`: `[head, token, head_dim]`; `cos`, `sin`: `[token, half]`.
-fn rotate_plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (half, width) = (cos.dim(1)?, x.dim(2)?);
-    let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+/// `x`: `[..., token, head_dim]`; `cos`, `sin`: `[..., token, half]`, the leading axes broadcast. Coordinates beyond twice the
+/// half pass.
+pub(crate) fn rotate_plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (half, width) = (cos.dim(D::Minus1)?, x.dim(D::Minus1)?);
+    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let left = (a.broadcast_mul(cos)? - b.broadcast_mul(sin)?)?;
     let right = (b.broadcast_mul(cos)? + a.broadcast_mul(sin)?)?;
     match width - 2 * half {
-        0 => Tensor::cat(&[left, right], 2),
-        rest => Tensor::cat(&[left, right, x.narrow(2, 2 * half, rest)?], 2),
+        0 => Tensor::cat(&[left, right], D::Minus1),
+        rest => Tensor::cat(&[left, right, x.narrow(D::Minus1, 2 * half, rest)?], D::Minus1),
     }
 }

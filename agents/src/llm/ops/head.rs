@@ -6,7 +6,9 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::kernel::{Matrix, Shared, in_pieces, parallel_product, softmax_with_sums};
+use super::kernel::softmax_with_sums;
+use super::pieces::{Shared, in_pieces};
+use super::product::{Matrix, parallel_product};
 use super::tape::Weight;
 use crate::llm::sequence::TokenStatistics;
 

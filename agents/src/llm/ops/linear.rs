@@ -3,7 +3,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::kernel::{Matrix, Shared, in_pieces, parallel_product};
+use super::pieces::{Shared, in_pieces};
+use super::product::{Matrix, parallel_product};
 use super::tape::{Operation, Weight};
 
 /// One of the maps.

@@ -8,10 +8,13 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod head;
-pub(super) mod kernel;
+mod kernel;
 pub(crate) mod linear;
 pub(crate) mod norm;
+mod pieces;
+mod product;
 pub(crate) mod surrogate;
 pub(crate) mod tape;
 
-pub(super) use kernel::{AdamWStep, Shared, dot, each, in_pieces_of, largest, moments, normalise, softmax, sum_of_squares};
+pub(super) use kernel::{AdamWStep, dot, largest, moments, normalise, softmax, sum_of_squares};
+pub(super) use pieces::{Shared, each, in_pieces_of};

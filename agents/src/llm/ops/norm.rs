@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::kernel::{PIECE, Shared, in_pieces, moments, norm_backward, normalise};
+use super::kernel::{moments, norm_backward, normalise};
+use super::pieces::{PIECE, Shared, in_pieces};
 use super::tape::{Operation, Weight};
 
 /// A norm.

@@ -1,7 +1,7 @@
 //! The tape of the fused operations on the CPU: what was computed, over buffers that serve again from pass to pass.
 //!
 //! Candle's tape makes a fresh tensor for every result and every sum of gradients. Faulting in, filling and adding those took
-//! a quarter of a training step; here a step allocates nothing once the buffers have found their sizes.
+//! a sixth of a training step; here a step allocates nothing once the buffers have found their sizes.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
