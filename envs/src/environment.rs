@@ -265,6 +265,23 @@ pub trait Environment: Send {
         debug_assert!(out.is_empty(), "an environment with metrics must write them");
     }
 
+    /// Names of the physical constants that a perturbation can change, none by default.
+    fn constants(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Makes constant `index` of [`Environment::constants`] `factor` times what the configuration says, from the next step on.
+    /// `factor` is above 0.
+    fn scale_constant(&mut self, index: usize, factor: f64) {
+        debug_assert!(false, "no constant {index} to multiply by {factor}");
+    }
+
+    /// Which of the features that `agent` observes are messages of others, none by default.
+    fn message_features(&self, agent: usize) -> std::ops::Range<usize> {
+        let _ = agent;
+        0..0
+    }
+
     /// Writes everything that the future of the episode depends on.
     fn snapshot(&self, out: &mut SnapshotWriter);
 

@@ -114,7 +114,7 @@ impl AcrobotConfig {
             step_seconds: self.step_seconds,
             episode_metrics: vec!["reached_goal".to_string()],
         };
-        Ok(Acrobot { config: self.clone(), spec, state: [0.0; 4], steps: 0 })
+        Ok(Acrobot { config: self.clone(), nominal: self.clone(), spec, state: [0.0; 4], steps: 0 })
     }
 }
 
@@ -122,6 +122,8 @@ impl AcrobotConfig {
 #[derive(Debug, Clone)]
 pub struct Acrobot {
     config: AcrobotConfig,
+    /// What the constants were before they were scaled.
+    nominal: AcrobotConfig,
     spec: EnvSpec,
     /// Two angles, two angular velocities.
     state: [f64; 4],
@@ -233,6 +235,23 @@ impl Environment for Acrobot {
 
     fn episode_metrics(&self, out: &mut [f64]) {
         out[0] = f64::from(u8::from(self.is_above_line()));
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        &["gravity", "link_masses", "link_length", "link_inertia", "torque", "step_seconds"]
+    }
+
+    fn scale_constant(&mut self, index: usize, factor: f64) {
+        let (config, nominal) = (&mut self.config, &self.nominal);
+        match index {
+            0 => config.gravity = factor * nominal.gravity,
+            1 => config.link_masses = nominal.link_masses.map(|mass| factor * mass),
+            2 => config.link_length = factor * nominal.link_length,
+            3 => config.link_inertia = factor * nominal.link_inertia,
+            4 => config.torque = factor * nominal.torque,
+            5 => config.step_seconds = factor * nominal.step_seconds,
+            _ => debug_assert!(false, "no constant {index}"),
+        }
     }
 
     fn snapshot(&self, out: &mut SnapshotWriter) {

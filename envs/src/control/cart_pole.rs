@@ -109,7 +109,7 @@ impl CartPoleConfig {
             step_seconds: self.step_seconds,
             episode_metrics: Vec::new(),
         };
-        Ok(CartPole { config: self.clone(), spec, angle_limit, state: [0.0; 4], steps: 0 })
+        Ok(CartPole { config: self.clone(), nominal: self.clone(), spec, angle_limit, state: [0.0; 4], steps: 0 })
     }
 }
 
@@ -117,6 +117,8 @@ impl CartPoleConfig {
 #[derive(Debug, Clone)]
 pub struct CartPole {
     config: CartPoleConfig,
+    /// What the constants were before they were scaled.
+    nominal: CartPoleConfig,
     spec: EnvSpec,
     angle_limit: f64,
     /// Position, velocity, angle, angular velocity.
@@ -185,6 +187,23 @@ impl Environment for CartPole {
 
     fn state(&self, out: &mut [f32]) {
         self.write(out);
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        &["gravity", "cart_mass", "pole_mass", "pole_half_length", "force", "step_seconds"]
+    }
+
+    fn scale_constant(&mut self, index: usize, factor: f64) {
+        let (config, nominal) = (&mut self.config, &self.nominal);
+        match index {
+            0 => config.gravity = factor * nominal.gravity,
+            1 => config.cart_mass = factor * nominal.cart_mass,
+            2 => config.pole_mass = factor * nominal.pole_mass,
+            3 => config.pole_half_length = factor * nominal.pole_half_length,
+            4 => config.force = factor * nominal.force,
+            5 => config.step_seconds = factor * nominal.step_seconds,
+            _ => debug_assert!(false, "no constant {index}"),
+        }
     }
 
     fn snapshot(&self, out: &mut SnapshotWriter) {

@@ -92,7 +92,7 @@ impl MountainCarContinuousConfig {
             step_seconds: 1.0,
             episode_metrics: vec!["reached_goal".to_string()],
         };
-        Ok(MountainCarContinuous { config: self.clone(), spec, position: 0.0, velocity: 0.0, reward: 0.0, steps: 0 })
+        Ok(MountainCarContinuous { config: self.clone(), nominal: self.clone(), spec, position: 0.0, velocity: 0.0, reward: 0.0, steps: 0 })
     }
 }
 
@@ -100,6 +100,8 @@ impl MountainCarContinuousConfig {
 #[derive(Debug, Clone)]
 pub struct MountainCarContinuous {
     config: MountainCarContinuousConfig,
+    /// What the constants were before they were scaled.
+    nominal: MountainCarContinuousConfig,
     spec: EnvSpec,
     position: f32,
     velocity: f32,
@@ -182,6 +184,19 @@ impl Environment for MountainCarContinuous {
 
     fn episode_metrics(&self, out: &mut [f64]) {
         out[0] = f64::from(u8::from(self.is_at_goal()));
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        &["power", "gravity"]
+    }
+
+    fn scale_constant(&mut self, index: usize, factor: f64) {
+        let (config, nominal) = (&mut self.config, &self.nominal);
+        match index {
+            0 => config.power = factor * nominal.power,
+            1 => config.gravity = factor * nominal.gravity,
+            _ => debug_assert!(false, "no constant {index}"),
+        }
     }
 
     fn snapshot(&self, out: &mut SnapshotWriter) {

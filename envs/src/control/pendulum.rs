@@ -91,7 +91,7 @@ impl PendulumConfig {
             step_seconds: self.step_seconds,
             episode_metrics: Vec::new(),
         };
-        Ok(Pendulum { config: self.clone(), spec, state: [0.0; 2], reward: 0.0, steps: 0 })
+        Ok(Pendulum { config: self.clone(), nominal: self.clone(), spec, state: [0.0; 2], reward: 0.0, steps: 0 })
     }
 }
 
@@ -99,6 +99,8 @@ impl PendulumConfig {
 #[derive(Debug, Clone)]
 pub struct Pendulum {
     config: PendulumConfig,
+    /// What the constants were before they were scaled.
+    nominal: PendulumConfig,
     spec: EnvSpec,
     /// Angle and angular velocity.
     state: [f64; 2],
@@ -173,6 +175,22 @@ impl Environment for Pendulum {
 
     fn state(&self, out: &mut [f32]) {
         self.write(out);
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        &["gravity", "mass", "length", "max_torque", "step_seconds"]
+    }
+
+    fn scale_constant(&mut self, index: usize, factor: f64) {
+        let (config, nominal) = (&mut self.config, &self.nominal);
+        match index {
+            0 => config.gravity = factor * nominal.gravity,
+            1 => config.mass = factor * nominal.mass,
+            2 => config.length = factor * nominal.length,
+            3 => config.max_torque = factor * nominal.max_torque,
+            4 => config.step_seconds = factor * nominal.step_seconds,
+            _ => debug_assert!(false, "no constant {index}"),
+        }
     }
 
     fn snapshot(&self, out: &mut SnapshotWriter) {

@@ -110,6 +110,10 @@ impl Scenario for Crypto {
         false
     }
 
+    fn hears(&self, agent: usize) -> bool {
+        agent != ALICE
+    }
+
     #[inline]
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>) {
         let key = one_hot(world.choices[1]);

@@ -95,6 +95,10 @@ impl Scenario for Reference {
         false
     }
 
+    fn hears(&self, agent: usize) -> bool {
+        agent < 2
+    }
+
     #[inline]
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>) {
         out.vector(world.velocities[agent]);

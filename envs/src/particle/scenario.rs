@@ -22,6 +22,12 @@ pub trait Scenario: Send {
         let _ = world;
     }
 
+    /// True if the last numbers that `agent` sees are the message of another agent.
+    fn hears(&self, agent: usize) -> bool {
+        let _ = agent;
+        false
+    }
+
     /// Writes what `agent` sees, after [`Scenario::survey`] of the same world.
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>);
 }
@@ -221,13 +227,14 @@ impl<S: Scenario> ParticleEnv<S> {
                 return Err(invalid_index(&self.spec.name, agent, layout.size, action));
             }
         }
-        let message_width = self.world.message_width();
+        let (message_width, factor) = (self.world.message_width(), self.world.force_factor());
         for (agent, (layout, &action)) in self.layouts.iter().zip(actions).enumerate() {
             let mut symbol = action as usize;
             if layout.is_movable {
                 let direction = MOVES[symbol % MOVES.len()];
                 symbol /= MOVES.len();
-                self.world.forces[agent] = [direction[0] * layout.acceleration, direction[1] * layout.acceleration];
+                let force = factor * layout.acceleration;
+                self.world.forces[agent] = [direction[0] * force, direction[1] * force];
             }
             if layout.speaks {
                 let message = &mut self.world.messages[agent * message_width..(agent + 1) * message_width];
@@ -239,7 +246,7 @@ impl<S: Scenario> ParticleEnv<S> {
     }
 
     fn set_continuous(&mut self, actions: &[f32]) -> Result<()> {
-        let message_width = self.world.message_width();
+        let (message_width, factor) = (self.world.message_width(), self.world.force_factor());
         for (agent, (layout, row)) in self.layouts.iter().zip(actions.chunks_exact(self.action_width)).enumerate() {
             if let Some(bad) = row[..layout.size].iter().find(|a| !a.is_finite()) {
                 let expected = "finite numbers".to_string();
@@ -252,7 +259,8 @@ impl<S: Scenario> ParticleEnv<S> {
                 let a = |i: usize| own[i].clamp(0.0, 1.0);
                 // The reference subtracts in single precision.
                 let (x, y) = (f64::from(a(2) - a(1)), f64::from(a(4) - a(3)));
-                self.world.forces[agent] = [x * layout.acceleration, y * layout.acceleration];
+                let force = factor * layout.acceleration;
+                self.world.forces[agent] = [x * force, y * force];
                 own = &own[MOVES.len()..];
             }
             if layout.speaks {
@@ -311,6 +319,19 @@ impl<S: Scenario> Environment for ParticleEnv<S> {
 
     fn episode_metrics(&self, out: &mut [f64]) {
         out.copy_from_slice(&self.metrics);
+    }
+
+    fn constants(&self) -> &'static [&'static str] {
+        World::CONSTANTS
+    }
+
+    fn scale_constant(&mut self, index: usize, factor: f64) {
+        self.world.scale_constant(index, factor);
+    }
+
+    fn message_features(&self, agent: usize) -> std::ops::Range<usize> {
+        let width = self.observation_widths[agent];
+        if self.scenario.hears(agent) { width - self.world.message_width()..width } else { 0..0 }
     }
 
     fn snapshot(&self, out: &mut SnapshotWriter) {

@@ -84,6 +84,10 @@ impl Scenario for SpeakerListener {
         false
     }
 
+    fn hears(&self, agent: usize) -> bool {
+        agent == 1
+    }
+
     #[inline]
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>) {
         if agent == 0 {

@@ -133,6 +133,11 @@ pub struct World {
     contacts: Vec<Contact>,
     message_width: usize,
     physics: Physics,
+    /// What the constants were before they were scaled.
+    nominal: Physics,
+    /// Factors of the agents' forces and of their speed limits.
+    force_factor: f64,
+    speed_factor: f64,
     integrator: Integrator,
 }
 
@@ -173,9 +178,36 @@ impl World {
             bodies,
             contacts,
             message_width,
+            nominal: physics.clone(),
             physics,
+            force_factor: 1.0,
+            speed_factor: 1.0,
             integrator,
         }
+    }
+
+    /// Physical constants that can be changed while the world runs. `force` is that of the agents' controls, `max_speed`
+    /// their limit where they have one.
+    pub const CONSTANTS: &'static [&'static str] = &["mass", "damping", "force", "max_speed", "contact_force", "step_seconds"];
+
+    /// Makes constant `index` of [`World::CONSTANTS`] `factor` times what the configuration says. Damping stays at most 1.
+    pub(crate) fn scale_constant(&mut self, index: usize, factor: f64) {
+        let (physics, nominal) = (&mut self.physics, &self.nominal);
+        match index {
+            0 => physics.mass = factor * nominal.mass,
+            1 => physics.damping = (factor * nominal.damping).min(1.0),
+            2 => self.force_factor = factor,
+            3 => self.speed_factor = factor,
+            4 => physics.contact_force = factor * nominal.contact_force,
+            5 => physics.step_seconds = factor * nominal.step_seconds,
+            _ => debug_assert!(false, "no constant {index}"),
+        }
+    }
+
+    /// Factor of the agents' forces.
+    #[inline]
+    pub(crate) fn force_factor(&self) -> f64 {
+        self.force_factor
     }
 
     /// Number of agents.
@@ -285,8 +317,9 @@ impl World {
             let mut new = [old[0] * keep + force[0] / mass * dt, old[1] * keep + force[1] / mass * dt];
             if body.max_speed.is_finite() {
                 let speed = (new[0] * new[0] + new[1] * new[1]).sqrt();
-                if speed > body.max_speed {
-                    new = [new[0] / speed * body.max_speed, new[1] / speed * body.max_speed];
+                let max_speed = self.speed_factor * body.max_speed;
+                if speed > max_speed {
+                    new = [new[0] / speed * max_speed, new[1] / speed * max_speed];
                 }
             }
             let moving = match self.integrator {

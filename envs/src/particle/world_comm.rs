@@ -207,6 +207,10 @@ impl Scenario for WorldComm {
         }
     }
 
+    fn hears(&self, agent: usize) -> bool {
+        (1..self.n_adversaries).contains(&agent)
+    }
+
     #[inline]
     fn observe(&self, world: &World, agent: usize, out: &mut Features<'_>) {
         let inside = self.inside[agent].get();

@@ -1,9 +1,11 @@
-//! Agents that turn against their team, or fail.
+//! Agents that turn against their team, or fail, and motors that are weaker than they were.
 
 use serde::{Deserialize, Serialize};
 
-use super::select_agents;
-use crate::{Actions, EnvError, EnvSpec, Result, Rng, Space};
+use super::schedule::{Schedule, Strength};
+use super::signal::Signal;
+use super::{out_of_range, select_agents};
+use crate::{Actions, EnvSpec, Result, Rng, SnapshotReader, SnapshotWriter, Space};
 
 /// What a malicious agent does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,24 +27,35 @@ pub struct MaliciousActionConfig {
     pub behaviour: Behaviour,
     /// Names or groups of the agents that can turn; all if empty.
     pub agents: Vec<String>,
+    /// How many of them can turn in an episode, drawn anew for each; all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+    /// Course over an episode: `constant`, or a table `burst`, `onset` or `drift`.
+    pub schedule: Schedule,
+    /// Whether each episode draws its probability between 0 and this one.
+    pub randomize: bool,
 }
 
 impl Default for MaliciousActionConfig {
     fn default() -> Self {
-        Self { probability: 0.1, behaviour: Behaviour::Random, agents: Vec::new() }
+        Self {
+            probability: 0.1,
+            behaviour: Behaviour::Random,
+            agents: Vec::new(),
+            count: None,
+            schedule: Schedule::Constant,
+            randomize: false,
+        }
     }
 }
 
 impl MaliciousActionConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
+        const NAME: &str = "malicious_action";
         if !(0.0..=1.0).contains(&self.probability) {
-            return Err(EnvError::Config {
-                env: "malicious_action".to_string(),
-                field: "probability",
-                expected: "between 0 and 1".to_string(),
-                got: self.probability.to_string(),
-            });
+            return out_of_range(NAME, "probability", "between 0 and 1", self.probability);
         }
+        self.schedule.validate(NAME)?;
         // Neither a random action nor a lower corner exists in an unbounded space.
         let is_bounded = |space: &Space| match space {
             Space::Discrete { .. } => true,
@@ -50,53 +63,116 @@ impl MaliciousActionConfig {
             Space::Tokens { .. } => false,
             Space::Box { low, high } => low.iter().chain(high).all(|v| v.is_finite()),
         };
-        let agents = select_agents("malicious_action", &self.agents, spec)?;
-        match agents.into_iter().find(|&i| !is_bounded(&spec.agents[i].action)) {
+        let agents = select_agents(NAME, &self.agents, spec)?;
+        if let Some(&i) = agents.iter().find(|&&i| !is_bounded(&spec.agents[i].action)) {
+            let got = match spec.agents[i].action {
+                Space::Tokens { .. } => {
+                    format!("the completions of `{}` in `{}`, which cannot be replaced", spec.agents[i].name, spec.name)
+                }
+                _ => format!("the unbounded actions of `{}` in `{}`", spec.agents[i].name, spec.name),
+            };
+            return out_of_range(NAME, "agents", "agents with bounded actions", got);
+        }
+        match self.count {
+            Some(count) if count > agents.len() => {
+                out_of_range(NAME, "count", &format!("at most the {} agents that can turn", agents.len()), count)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Continuous actions that reach the world weakened: each is multiplied by `1 - loss`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ActuatorLossConfig {
+    /// Share of the action that is lost, 0 to 1.
+    pub loss: f64,
+    /// Names or groups of the agents whose motors are weak; all if empty.
+    pub agents: Vec<String>,
+    /// Course over an episode: `constant`, or a table `burst`, `onset` or `drift`.
+    pub schedule: Schedule,
+    /// Whether each episode draws its loss between 0 and this one.
+    pub randomize: bool,
+}
+
+impl Default for ActuatorLossConfig {
+    fn default() -> Self {
+        Self { loss: 0.5, agents: Vec::new(), schedule: Schedule::Constant, randomize: false }
+    }
+}
+
+impl ActuatorLossConfig {
+    pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
+        const NAME: &str = "actuator_loss";
+        if !(0.0..=1.0).contains(&self.loss) {
+            return out_of_range(NAME, "loss", "between 0 and 1", self.loss);
+        }
+        self.schedule.validate(NAME)?;
+        match select_agents(NAME, &self.agents, spec)?.into_iter().find(|&i| !matches!(spec.agents[i].action, Space::Box { .. })) {
             None => Ok(()),
-            Some(i) => Err(EnvError::Config {
-                env: "malicious_action".to_string(),
-                field: "agents",
-                expected: "agents with bounded actions".to_string(),
-                got: match spec.agents[i].action {
-                    Space::Tokens { .. } => {
-                        format!("the completions of `{}` in `{}`, which cannot be replaced", spec.agents[i].name, spec.name)
-                    }
-                    _ => format!("the unbounded actions of `{}` in `{}`", spec.agents[i].name, spec.name),
-                },
-            }),
+            Some(i) => out_of_range(
+                NAME,
+                "agents",
+                "agents with continuous actions (where actions are choices, `dynamics` can weaken a force)",
+                format!("`{}` in `{}`", spec.agents[i].name, spec.name),
+            ),
         }
     }
 }
 
 /// Replacement prepared for one environment.
-#[derive(Debug)]
 pub(super) struct MaliciousAction {
-    probability: f64,
+    strength: Strength,
     behaviour: Behaviour,
     agents: Vec<(usize, Space)>,
+    /// Whether each of `agents` can turn in the running episode.
+    turned: Vec<bool>,
+    count: Option<usize>,
     width: usize,
+    rng: Rng,
 }
 
 impl MaliciousAction {
-    pub(super) fn new(config: &MaliciousActionConfig, spec: &EnvSpec) -> Result<Self> {
+    pub fn new(config: &MaliciousActionConfig, spec: &EnvSpec) -> Result<Self> {
         config.validate(spec)?;
         let agents = select_agents("malicious_action", &config.agents, spec)?;
         Ok(Self {
-            probability: config.probability,
+            strength: Strength::new(config.probability, config.randomize, config.schedule),
             behaviour: config.behaviour,
+            turned: vec![true; agents.len()],
             agents: agents.into_iter().map(|i| (i, spec.agents[i].action.clone())).collect(),
+            count: config.count,
             width: spec.action_width(),
+            rng: Rng::from_seed(0),
         })
     }
+}
 
-    /// Replaces actions in the copies; only the one of the environment's kind is touched, the other may be empty.
-    pub(super) fn apply(&self, rng: &mut Rng, discrete: &mut [u32], continuous: &mut [f32]) {
-        for (agent, space) in &self.agents {
+impl Signal for MaliciousAction {
+    fn reset(&mut self, rng: Rng) {
+        self.rng = rng;
+        self.strength.reset(&mut self.rng);
+        if let Some(count) = self.count {
+            for (i, turned) in self.turned.iter_mut().enumerate() {
+                *turned = i < count;
+            }
+            self.rng.shuffle(&mut self.turned);
+        }
+    }
+
+    fn acts(&self) -> bool {
+        true
+    }
+
+    fn act(&mut self, step: usize, discrete: &mut [u32], continuous: &mut [f32]) {
+        let probability = self.strength.at(step);
+        for ((agent, space), &can_turn) in self.agents.iter().zip(&self.turned) {
             // One draw per agent and step whatever happens, so that levels share their random numbers.
-            let turns = rng.unit() < self.probability;
+            let turns = self.rng.unit() < probability && can_turn;
             match space {
                 Space::Discrete { n } => {
-                    let random = rng.below(*n) as u32;
+                    let random = self.rng.below(*n) as u32;
                     if turns {
                         discrete[*agent] = if self.behaviour == Behaviour::Random { random } else { 0 };
                     }
@@ -105,7 +181,7 @@ impl MaliciousAction {
                 Space::Tokens { .. } => {}
                 Space::Box { low, high } => {
                     for (i, (&l, &h)) in low.iter().zip(high).enumerate() {
-                        let random = l + (h - l) * rng.unit_f32();
+                        let random = l + (h - l) * self.rng.unit_f32();
                         if turns {
                             continuous[agent * self.width + i] = if self.behaviour == Behaviour::Random { random } else { l };
                         }
@@ -113,6 +189,64 @@ impl MaliciousAction {
                 }
             }
         }
+    }
+
+    fn snapshot(&self, out: &mut SnapshotWriter) {
+        self.rng.snapshot(out);
+        self.strength.snapshot(out);
+        self.turned.iter().for_each(|turned| out.bool(*turned));
+    }
+
+    fn restore(&mut self, input: &mut SnapshotReader<'_>) -> Result<()> {
+        self.rng = Rng::restore(input)?;
+        self.strength.restore(input)?;
+        for turned in &mut self.turned {
+            *turned = input.bool()?;
+        }
+        Ok(())
+    }
+}
+
+/// Weak motors prepared for one environment.
+pub(super) struct ActuatorLoss {
+    strength: Strength,
+    agents: Vec<usize>,
+    width: usize,
+}
+
+impl ActuatorLoss {
+    pub fn new(config: &ActuatorLossConfig, spec: &EnvSpec) -> Result<Self> {
+        config.validate(spec)?;
+        Ok(Self {
+            strength: Strength::new(config.loss, config.randomize, config.schedule),
+            agents: select_agents("actuator_loss", &config.agents, spec)?,
+            width: spec.action_width(),
+        })
+    }
+}
+
+impl Signal for ActuatorLoss {
+    fn reset(&mut self, mut rng: Rng) {
+        self.strength.reset(&mut rng);
+    }
+
+    fn acts(&self) -> bool {
+        true
+    }
+
+    fn act(&mut self, step: usize, _discrete: &mut [u32], continuous: &mut [f32]) {
+        let kept = (1.0 - self.strength.at(step)) as f32;
+        for &agent in &self.agents {
+            continuous[agent * self.width..(agent + 1) * self.width].iter_mut().for_each(|a| *a *= kept);
+        }
+    }
+
+    fn snapshot(&self, out: &mut SnapshotWriter) {
+        self.strength.snapshot(out);
+    }
+
+    fn restore(&mut self, input: &mut SnapshotReader<'_>) -> Result<()> {
+        self.strength.restore(input)
     }
 }
 

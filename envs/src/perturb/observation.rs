@@ -1,9 +1,11 @@
-//! Noise on observations.
+//! Noise on observations, and on the messages among them.
 
 use serde::{Deserialize, Serialize};
 
-use super::select_agents;
-use crate::{EnvError, EnvSpec, Result, Rng};
+use super::schedule::{Schedule, Strength};
+use super::signal::Signal;
+use super::{features, out_of_range, select_agents};
+use crate::{EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter};
 
 /// The law of a noise with magnitude m.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +17,23 @@ pub enum NoiseLaw {
     Uniform,
     /// -m or m with equal probability.
     Sign,
+}
+
+impl NoiseLaw {
+    /// A draw of magnitude 1.
+    pub(super) fn draw(self, rng: &mut Rng) -> f32 {
+        match self {
+            Self::Gaussian => rng.normal_f32(),
+            Self::Uniform => 2.0 * rng.unit_f32() - 1.0,
+            Self::Sign => {
+                if rng.next_u64() >> 63 == 0 {
+                    -1.0
+                } else {
+                    1.0
+                }
+            }
+        }
+    }
 }
 
 /// Independent noise on each observed feature, at every step.
@@ -29,79 +48,129 @@ pub struct ObservationNoiseConfig {
     pub scale: Vec<f32>,
     /// Names or groups of the agents that see noise; all if empty.
     pub agents: Vec<String>,
+    /// Course over an episode: `constant`, or a table `burst`, `onset` or `drift`.
+    pub schedule: Schedule,
+    /// Whether each episode draws its magnitude between 0 and this one: domain randomisation in training.
+    pub randomize: bool,
 }
 
 impl Default for ObservationNoiseConfig {
     fn default() -> Self {
-        Self { law: NoiseLaw::Gaussian, magnitude: 0.1, scale: Vec::new(), agents: Vec::new() }
+        Self {
+            law: NoiseLaw::Gaussian,
+            magnitude: 0.1,
+            scale: Vec::new(),
+            agents: Vec::new(),
+            schedule: Schedule::Constant,
+            randomize: false,
+        }
     }
 }
 
 impl ObservationNoiseConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
-        let fail =
-            |field, expected: String, got: String| Err(EnvError::Config { env: "observation_noise".to_string(), field, expected, got });
+        const NAME: &str = "observation_noise";
         if !(self.magnitude.is_finite() && self.magnitude >= 0.0) {
-            return fail("magnitude", "a finite number of at least 0".to_string(), self.magnitude.to_string());
+            return out_of_range(NAME, "magnitude", "a finite number of at least 0", self.magnitude);
         }
-        if let Some(scale) = self.scale.iter().find(|s| !(s.is_finite() && **s >= 0.0)) {
-            return fail("scale", "finite numbers of at least 0".to_string(), scale.to_string());
+        self.schedule.validate(NAME)?;
+        features(NAME, &self.agents, &self.scale, spec).map(drop)
+    }
+}
+
+/// Noise on the numbers of messages that agents hear.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommunicationNoiseConfig {
+    /// Law of the noise: `gaussian`, `uniform` or `sign`.
+    pub law: NoiseLaw,
+    /// Magnitude in units of the message, at least 0. A symbol is a one among zeros.
+    pub magnitude: f64,
+    /// Names or groups of the agents that hear noise; all if empty.
+    pub agents: Vec<String>,
+    /// Course over an episode: `constant`, or a table `burst`, `onset` or `drift`.
+    pub schedule: Schedule,
+    /// Whether each episode draws its magnitude between 0 and this one.
+    pub randomize: bool,
+}
+
+impl Default for CommunicationNoiseConfig {
+    fn default() -> Self {
+        Self { law: NoiseLaw::Gaussian, magnitude: 0.1, agents: Vec::new(), schedule: Schedule::Constant, randomize: false }
+    }
+}
+
+impl CommunicationNoiseConfig {
+    pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
+        const NAME: &str = "communication_noise";
+        if !(self.magnitude.is_finite() && self.magnitude >= 0.0) {
+            return out_of_range(NAME, "magnitude", "a finite number of at least 0", self.magnitude);
         }
-        if self.scale.len() > spec.observation_width() {
-            return fail("scale", format!("at most {} numbers", spec.observation_width()), self.scale.len().to_string());
-        }
-        let agents = select_agents("observation_noise", &self.agents, spec)?;
-        // A token id plus 0.1 is no token.
-        match agents.into_iter().find(|&i| spec.agents[i].observation.is_tokens()) {
-            None => Ok(()),
-            Some(i) => fail(
-                "agents",
-                "agents that observe numbers".to_string(),
-                format!("the text that `{}` reads in `{}`", spec.agents[i].name, spec.name),
-            ),
-        }
+        self.schedule.validate(NAME)?;
+        select_agents(NAME, &self.agents, spec).map(drop)
     }
 }
 
 /// Noise prepared for one environment.
-#[derive(Debug)]
 pub(super) struct ObservationNoise {
     law: NoiseLaw,
-    /// Start in the observation array and standard magnitude of every noisy feature.
+    strength: Strength,
+    /// Place in the observation array and scale of every noisy feature.
     features: Vec<(usize, f32)>,
+    rng: Rng,
 }
 
 impl ObservationNoise {
-    pub(super) fn new(config: &ObservationNoiseConfig, spec: &EnvSpec) -> Result<Self> {
+    pub fn new(config: &ObservationNoiseConfig, spec: &EnvSpec) -> Result<Self> {
         config.validate(spec)?;
-        let width = spec.observation_width();
-        let mut features = Vec::new();
-        for agent in select_agents("observation_noise", &config.agents, spec)? {
-            for feature in 0..spec.agents[agent].observation.width() {
-                let scale = if config.scale.is_empty() { 1.0 } else { config.scale.get(feature).copied().unwrap_or(0.0) };
-                let magnitude = config.magnitude as f32 * scale;
-                if magnitude > 0.0 {
-                    features.push((agent * width + feature, magnitude));
-                }
-            }
-        }
-        Ok(Self { law: config.law, features })
+        Ok(Self {
+            law: config.law,
+            strength: Strength::new(config.magnitude, config.randomize, config.schedule),
+            features: features("observation_noise", &config.agents, &config.scale, spec)?,
+            rng: Rng::from_seed(0),
+        })
     }
 
-    pub(super) fn apply(&self, rng: &mut Rng, observations: &mut [f32]) {
-        for &(position, magnitude) in &self.features {
-            observations[position] += magnitude
-                * match self.law {
-                    NoiseLaw::Gaussian => rng.normal_f32(),
-                    NoiseLaw::Uniform => 2.0 * rng.unit_f32() - 1.0,
-                    NoiseLaw::Sign => {
-                        if rng.next_u64() >> 63 == 0 {
-                            -1.0
-                        } else {
-                            1.0
-                        }
-                    }
-                };
+    /// Noise on messages alone.
+    pub fn on_messages(config: &CommunicationNoiseConfig, env: &dyn Environment) -> Result<Self> {
+        let (spec, width) = (env.spec(), env.spec().observation_width());
+        config.validate(spec)?;
+        let mut heard = Vec::new();
+        for agent in select_agents("communication_noise", &config.agents, spec)? {
+            heard.extend(env.message_features(agent).map(|feature| (agent * width + feature, 1.0)));
         }
+        if heard.is_empty() {
+            let who = if config.agents.is_empty() { "nobody".to_string() } else { format!("none of {}", config.agents.join(", ")) };
+            return out_of_range("communication_noise", "agents", "agents that hear messages", format!("{who} in `{}`", spec.name));
+        }
+        let strength = Strength::new(config.magnitude, config.randomize, config.schedule);
+        Ok(Self { law: config.law, strength, features: heard, rng: Rng::from_seed(0) })
+    }
+}
+
+impl Signal for ObservationNoise {
+    fn reset(&mut self, rng: Rng) {
+        self.rng = rng;
+        self.strength.reset(&mut self.rng);
+    }
+
+    fn observe(&mut self, step: usize, observations: &mut [f32]) {
+        let magnitude = self.strength.at(step) as f32;
+        if magnitude == 0.0 {
+            return;
+        }
+        for &(position, scale) in &self.features {
+            observations[position] += magnitude * scale * self.law.draw(&mut self.rng);
+        }
+    }
+
+    fn snapshot(&self, out: &mut SnapshotWriter) {
+        self.rng.snapshot(out);
+        self.strength.snapshot(out);
+    }
+
+    fn restore(&mut self, input: &mut SnapshotReader<'_>) -> Result<()> {
+        self.rng = Rng::restore(input)?;
+        self.strength.restore(input)
     }
 }
