@@ -13,7 +13,7 @@
 use std::time::Instant;
 
 use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig, Schedule};
-use steadfast_agents::regularizers::lipschitz::LipschitzConfig;
+use steadfast_agents::regularizers::lipschitz::{Gradient, LipschitzConfig};
 use steadfast_agents::{Learner, RegularizerConfig};
 use steadfast_envs::particle::SimpleSpreadConfig;
 use steadfast_envs::{ActMode, EnvConfig, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, VectorEnv};
@@ -105,7 +105,13 @@ fn ernie_cost(json: bool, critic: Critic, host: &str) {
     let env = EnvConfig::SimpleSpread(SimpleSpreadConfig::default());
     let config = PpoConfig { rollout_steps: 128, minibatch_size: 1024, epochs: 4, critic, ..PpoConfig::default() };
     let with = |steps: usize| RegularizerConfig::Lipschitz(LipschitzConfig { steps, warmup_fraction: 0.0, ..LipschitzConfig::default() });
-    let mut runs: Vec<Run> = [None, Some(with(1)), Some(with(5))].iter().map(|r| Run::new(&env, 32, &config, r.as_ref())).collect();
+    let stackelberg = RegularizerConfig::Lipschitz(LipschitzConfig {
+        gradient: Gradient::Stackelberg,
+        warmup_fraction: 0.0,
+        ..LipschitzConfig::default()
+    });
+    let mut runs: Vec<Run> =
+        [None, Some(with(1)), Some(with(5)), Some(stackelberg)].iter().map(|r| Run::new(&env, 32, &config, r.as_ref())).collect();
     let mut times = vec![Vec::new(); runs.len()];
     runs.iter_mut().for_each(Run::collect);
     for repetition in 0..12 {
@@ -120,7 +126,7 @@ fn ernie_cost(json: bool, critic: Critic, host: &str) {
     let samples = (128 * 32 * 3 * config.epochs) as f64;
     let plain = median(times[0].clone());
     report(json, &format!("update_{host}_plain"), 1e9 * plain / samples, "ns/sample");
-    for (steps, times) in [("k1", &times[1]), ("k5", &times[2])] {
+    for (steps, times) in [("k1", &times[1]), ("k5", &times[2]), ("stackelberg_k1", &times[3])] {
         let case = format!("update_{host}_ernie_{steps}");
         let time = median(times.clone());
         report(json, &case, 1e9 * time / samples, "ns/sample");

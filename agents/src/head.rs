@@ -200,6 +200,17 @@ impl PolicyHead {
         }
     }
 
+    /// Adds the derivative of `Σ weightsᵢ · KLᵢ` with respect to the logarithms of the deviations; nothing for categorical
+    /// policies, which have none.
+    pub fn log_std_gradient(&self, perturbed: &[f32], clean: &[f32], weights: &[f32], d_log_std: &mut [f32]) {
+        match self {
+            Self::Categorical { .. } => {}
+            Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => {
+                shared_std_gradient(perturbed, clean, log_std, |row| weights[row], d_log_std);
+            }
+        }
+    }
+
     /// Distance of `perturbed` from `clean` outputs per row, into `value`; adds the gradient of `weight · Σ value`.
     ///
     /// Deviations do not depend on the observation, so both distributions share them; squashing does not change the
@@ -224,17 +235,18 @@ impl PolicyHead {
                 let gradients = KlGradients { mean_p: d_perturbed, log_std_p: None, mean_q: d_clean, log_std_q: None };
                 gaussian::kl(perturbed, log_std, clean, log_std, rows, value, weight, gradients);
                 if let Some(d_log_std) = d_log_std {
-                    shared_std_gradient(perturbed, clean, log_std, weight, d_log_std);
+                    shared_std_gradient(perturbed, clean, log_std, |_| weight, d_log_std);
                 }
             }
         }
     }
 }
 
-/// Adds the derivative of `weight · Σ ½ ((m′ − m) / σ)²` with respect to `ln σ`.
-fn shared_std_gradient(perturbed: &[f32], clean: &[f32], log_std: &[f32], weight: f32, d_log_std: &mut [f32]) {
+/// Adds the derivative of `Σ weightᵢ ½ ((m′ᵢ − mᵢ) / σ)²` with respect to `ln σ`.
+fn shared_std_gradient(perturbed: &[f32], clean: &[f32], log_std: &[f32], weight: impl Fn(usize) -> f32, d_log_std: &mut [f32]) {
     let width = log_std.len();
-    for (p, q) in perturbed.chunks_exact(width).zip(clean.chunks_exact(width)) {
+    for (row, (p, q)) in perturbed.chunks_exact(width).zip(clean.chunks_exact(width)).enumerate() {
+        let weight = weight(row);
         for ((d, l), (a, b)) in d_log_std.iter_mut().zip(log_std).zip(p.iter().zip(q)) {
             let z = (a - b) * (-l).exp();
             *d -= weight * z * z;

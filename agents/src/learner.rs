@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_envs::{Policy, RolloutBatch};
+use steadfast_envs::{Policy, RolloutBatch, SeedTree};
 
 use crate::AgentError;
+use crate::regularizers::lipschitz::ObservationAttackConfig;
 
 /// Named numbers of one update, in a fixed order: `group/name` and value.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -162,6 +163,12 @@ pub trait Learner: Send {
     /// What a model reports.
     fn end_evaluation(&mut self, _n_episodes: usize) -> Result<Metrics, AgentError> {
         Ok(Metrics::default())
+    }
+
+    /// From now on the policy is attacked before each action, or no longer. Returns false if it cannot be.
+    fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        let _ = attack;
+        false
     }
 
     /// Improves the policy. `progress` is the fraction of the run that was done before the batch was

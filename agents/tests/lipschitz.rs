@@ -2,8 +2,10 @@
 
 use steadfast_agents::RegularizerConfig;
 use steadfast_agents::head::{Distance, PolicyHead};
-use steadfast_agents::nn::{Activation, Mlp, Trace};
-use steadfast_agents::regularizers::lipschitz::{GaussianConfig, Gradient, LipschitzConfig, Norm};
+use steadfast_agents::nn::{Activation, Mlp, Trace, Workspace};
+use steadfast_agents::regularizers::lipschitz::{
+    Direction, GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Norm, ObservationAttack, ObservationAttackConfig,
+};
 use steadfast_agents::regularizers::{Observed, Penalty, PenaltyGradients};
 use steadfast_envs::{Rng, SeedTree};
 
@@ -154,6 +156,98 @@ fn gradients_match_central_differences() {
     }
 }
 
+/// Relative error of the reported derivative against central differences of the whole penalty, ascent included.
+fn error_against_differences(config: &RegularizerConfig, net: &Mlp, head: &PolicyHead, inputs: &[f32], unit: &[f32]) -> f64 {
+    let found = evaluate(config, net, head, inputs, unit, 7).weights;
+    let (mut error, mut size) = (0.0, 0.0);
+    for index in (0..net.n_parameters()).step_by(7).filter(|&i| net.parameters()[i] != 0.0) {
+        let at = |h: f32| {
+            let mut other = net.clone();
+            other.parameters_mut()[index] += h;
+            evaluate(config, &other, head, inputs, unit, 7).penalty.value
+        };
+        let numeric = (at(4e-3) - at(-4e-3)) / 8e-3;
+        error += (numeric - f64::from(found[index])).powi(2);
+        size += numeric.powi(2);
+    }
+    (error / size).sqrt()
+}
+
+#[test]
+fn the_stackelberg_gradient_is_the_derivative_of_the_attacked_penalty() {
+    let (net, inputs, unit) = (random_net(1.0), random_inputs(6 * 6), [1.0, 0.5, 2.0, 1.0, 1.0]);
+    let with = |gradient, norm, direction, steps, distance| {
+        // Free steps begin where the distance is large enough for differences in single precision.
+        let (initial_std, step_size, radius) = if direction == Direction::Raw { (0.3, Some(0.5), 2.0) } else { (0.02, None, 0.3) };
+        let direction = Some(direction);
+        let config = LipschitzConfig { gradient, norm, direction, steps, step_size, distance, initial_std, radius, ..Default::default() };
+        config.validate().expect("the test's own settings");
+        RegularizerConfig::Lipschitz(config)
+    };
+    let gaussian = PolicyHead::Gaussian { log_std: vec![-0.3, 0.1, 0.2, 0.0] };
+    for (head, distance) in
+        [(&PolicyHead::Categorical { n: 4 }, Distance::Kl), (&PolicyHead::Categorical { n: 4 }, Distance::L2), (&gaussian, Distance::Kl)]
+    {
+        for (norm, direction, steps) in [
+            (Norm::L2, Direction::Normalized, 1),
+            (Norm::L2, Direction::Normalized, 3),
+            (Norm::L2, Direction::Raw, 2),
+            (Norm::Linf, Direction::Normalized, 1),
+        ] {
+            let error = |gradient| error_against_differences(&with(gradient, norm, direction, steps, distance), &net, head, &inputs, &unit);
+            let (total, partial) = (error(Gradient::Stackelberg), error(Gradient::Detached));
+            assert!(total < 0.02, "{head:?} {distance:?} {norm:?} {direction:?} {steps}: {total}");
+            assert!(partial > 2.0 * total, "{head:?} {distance:?} {norm:?} {direction:?} {steps}: {partial} {total}");
+        }
+    }
+}
+
+#[test]
+fn deviations_get_their_part_of_the_stackelberg_gradient() {
+    let (net, inputs) = (random_net(1.0), random_inputs(6 * 6));
+    let log_std = [-0.3, 0.1, 0.2, 0.0];
+    let value = |log_std: Vec<f32>| {
+        let config = LipschitzConfig { gradient: Gradient::Stackelberg, radius: 0.3, initial_std: 0.02, ..Default::default() };
+        evaluate(&RegularizerConfig::Lipschitz(config), &net, &PolicyHead::Gaussian { log_std }, &inputs, &[1.0; 6], 7)
+    };
+    let found = value(log_std.to_vec()).log_std;
+    for i in 0..4 {
+        let at = |h: f32| {
+            let mut moved = log_std.to_vec();
+            moved[i] += h;
+            value(moved).penalty.value
+        };
+        let numeric = (at(1e-2) - at(-1e-2)) / 2e-2;
+        assert!((numeric - f64::from(found[i])).abs() < 0.01 * numeric.abs() + 1e-5, "{i}: {numeric} {}", found[i]);
+    }
+}
+
+#[test]
+fn no_weight_on_the_interaction_is_the_detached_penalty() {
+    let (net, head, inputs) = (random_net(1.0), PolicyHead::Categorical { n: 4 }, random_inputs(6 * 8));
+    let with = |gradient, interaction_weight| {
+        let config = LipschitzConfig { gradient, interaction_weight, radius: 0.3, steps: 2, ..Default::default() };
+        evaluate(&RegularizerConfig::Lipschitz(config), &net, &head, &inputs, &[1.0; 6], 3).weights
+    };
+    let (detached, total) = (with(Gradient::Detached, 1.0), with(Gradient::Stackelberg, 1.0));
+    assert_eq!(with(Gradient::Stackelberg, 0.0), detached);
+    // The weight scales the difference of the two gradients.
+    for ((d, t), half) in detached.iter().zip(&total).zip(with(Gradient::Stackelberg, 0.5)) {
+        assert!((half - 0.5 * (d + t)).abs() < 1e-6 * (1.0 + d.abs() + t.abs()));
+    }
+    assert_ne!(detached, total);
+}
+
+#[test]
+fn what_has_no_derivative_is_refused() {
+    let sign = LipschitzConfig { gradient: Gradient::Stackelberg, norm: Norm::Linf, ..Default::default() };
+    assert!(sign.validate().unwrap_err().to_string().contains("direction"));
+    let drawn = GaussianConfig { gradient: Gradient::Stackelberg, ..Default::default() };
+    assert!(drawn.validate().unwrap_err().to_string().contains("gradient"));
+    let negative = LipschitzConfig { interaction_weight: -1.0, ..Default::default() };
+    assert!(negative.validate().unwrap_err().to_string().contains("interaction_weight"));
+}
+
 #[test]
 fn perturbations_stay_in_their_ball_and_off_the_index() {
     let head = PolicyHead::Categorical { n: 4 };
@@ -268,6 +362,65 @@ fn the_bound_reaches_the_constant_of_a_linear_map() {
     let constant = top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]])).sqrt();
     let bound = adversarial(0.3, 1, Norm::Linf, Distance::Kl).build(Rng::from_seed(1)).lipschitz_lower_bound(&net, &observed);
     assert!(bound <= constant * (1.0 + 1e-4) && bound > 0.999 * constant, "{bound} {constant}");
+}
+
+#[test]
+fn the_gradient_penalty_is_the_squared_norm_of_the_jacobian() {
+    let net = linear(&WEIGHTS);
+    let head = PolicyHead::Categorical { n: 2 };
+    let config = RegularizerConfig::GradientPenalty(GradientPenaltyConfig::default());
+    let value = |unit: &[f32]| evaluate(&config, &net, &head, &random_inputs(3 * 20_000), unit, 1).penalty.value;
+    let expected: f32 = WEIGHTS.iter().flat_map(|row| row.iter()).map(|w| w * w).sum();
+    assert!((value(&[1.0; 3]) / f64::from(expected) - 1.0).abs() < 0.03, "{} {expected}", value(&[1.0; 3]));
+    // In the units of the features.
+    let expected = WEIGHTS.iter().map(|row| 4.0 * row[0] * row[0]).sum::<f32>();
+    assert!((value(&[2.0, 0.0, 0.0]) / f64::from(expected) - 1.0).abs() < 0.05, "{} {expected}", value(&[2.0, 0.0, 0.0]));
+    let (net, inputs, unit) = (random_net(1.0), random_inputs(6 * 6), [1.0, 0.5, 2.0, 1.0, 1.0]);
+    let error = error_against_differences(&config, &net, &PolicyHead::Categorical { n: 4 }, &inputs, &unit);
+    assert!(error < 0.02, "{error}");
+}
+
+#[test]
+fn an_attacker_stays_in_the_ball_and_restarts_do_not_hurt_him() {
+    let (net, head, inputs, rows) = (random_net(3.0), PolicyHead::Categorical { n: 4 }, random_inputs(6 * 100), 100);
+    let unit = [1.0, 0.5, 2.0, 1.0, 1.0];
+    let mut trace = Trace::default();
+    net.forward_train(&inputs, rows, &mut trace);
+    let observed = Observed { rows, inputs: &inputs, unit: &unit, limit: None, outputs: trace.output(), head: &head };
+    let distance = |moved: &[f32]| {
+        let (mut out, mut value) = (vec![0.0; rows * 4], vec![0.0; rows]);
+        net.forward(moved, rows, &mut out, &mut Workspace::default());
+        head.divergence(Distance::Kl, &out, trace.output(), rows, 1.0, &mut value, None, None, None);
+        value
+    };
+    let mean = |value: &[f32]| value.iter().sum::<f32>() / rows as f32;
+    for norm in [Norm::L2, Norm::Linf] {
+        let attack = |steps, restarts| {
+            let config = ObservationAttackConfig { radius: 0.3, norm, steps, restarts };
+            ObservationAttack::new(&config, Rng::from_seed(5)).perturb(&net, &observed).to_vec()
+        };
+        let (one, several) = (attack(10, 1), attack(10, 4));
+        for (moved, clean) in several.chunks(6).zip(inputs.chunks(6)) {
+            let steps: Vec<f32> = (0..5).map(|i| (moved[i] - clean[i]) / unit[i]).collect();
+            let size = match norm {
+                Norm::L2 => steps.iter().map(|s| s * s).sum::<f32>().sqrt(),
+                Norm::Linf => steps.iter().fold(0.0_f32, |m, s| m.max(s.abs())),
+            };
+            assert!(size <= 0.3 * (1.0 + 1e-5), "{size}");
+            assert_eq!(moved[5], clean[5], "what is behind the observation is left alone");
+        }
+        // The first start is the same, and the best of all ends counts, row by row.
+        assert!(distance(&one).iter().zip(distance(&several)).all(|(a, b)| b >= *a));
+        assert!(mean(&distance(&several)) >= mean(&distance(&attack(1, 1))), "{norm:?}");
+        let drawn = RegularizerConfig::Gaussian(GaussianConfig { radius: 0.3, norm, ..Default::default() });
+        // A clamped draw of deviation 1 lies near a corner of the cube already.
+        let factor = if norm == Norm::L2 { 2.0 } else { 1.2 };
+        let random = evaluate(&drawn, &net, &head, &inputs, &unit, 1).penalty.value;
+        assert!(f64::from(mean(&distance(&one))) > factor * random, "{norm:?}: {} {random}", mean(&distance(&one)));
+    }
+    let none = ObservationAttackConfig { radius: 0.0, ..Default::default() };
+    assert_eq!(ObservationAttack::new(&none, Rng::from_seed(5)).perturb(&net, &observed), inputs);
+    assert!(ObservationAttackConfig { restarts: 0, ..none }.validate().unwrap_err().to_string().contains("restarts"));
 }
 
 #[test]

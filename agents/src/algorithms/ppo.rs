@@ -40,7 +40,8 @@ use crate::nn::{
     Activation, Adam, AdamConfig, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState, Trace, Workspace, clip_scale, exp_in_place,
     squared_norm,
 };
-use crate::regularizers::lipschitz::Scale;
+use crate::regularizers::lipschitz::{ObservationAttack, ObservationAttackConfig, Scale};
+use crate::regularizers::spectral::lipschitz_upper_bound;
 use crate::regularizers::{Observed, PenaltyGradients, Regularizer, RegularizerConfig};
 use crate::returns::{Trajectories, generalized_advantages};
 
@@ -368,6 +369,9 @@ struct Group {
     act_vectors: Vec<f32>,
     act_evaluation: Evaluation,
     workspace: Workspace,
+    attack: Option<ObservationAttack>,
+    /// One environment unit of each observed feature in network input units.
+    attack_unit: Vec<f32>,
 }
 
 /// Sums over the minibatches of an update.
@@ -385,6 +389,8 @@ struct Sums {
     relative_norm: f64,
     gradient_ratios: f64,
     gradient_ratio: f64,
+    interaction_shares: f64,
+    interaction_share: f64,
     epochs: f64,
 }
 
@@ -397,6 +403,7 @@ struct PolicyPass {
     clip_fraction: f64,
     penalty: Option<crate::regularizers::Penalty>,
     gradient_ratio: Option<f64>,
+    interaction_share: Option<f64>,
 }
 
 /// PPO over all agents of an environment.
@@ -414,8 +421,8 @@ pub struct Ppo {
     return_scale: ReturnScale,
     rng: Rng,
     updates: u64,
-    /// The last lower bound of the Lipschitz constant, which is not measured in every update.
-    lipschitz: Option<f64>,
+    /// The last lower and upper bound of the Lipschitz constant, which are not measured in every update.
+    lipschitz: Option<[f64; 2]>,
     metrics: Metrics,
 }
 
@@ -570,6 +577,8 @@ impl Group {
             act_vectors: Vec::new(),
             act_evaluation: Evaluation::default(),
             workspace: Workspace::default(),
+            attack: None,
+            attack_unit: Vec::new(),
         })
     }
 
@@ -615,6 +624,18 @@ impl Policy for Ppo {
             group.gather_inputs(observations.observations, n_agents, observations.width, normalize, &mut inputs);
             group.act_outputs.resize(rows * group.policy.net.output(), 0.0);
             group.policy.net.forward(&inputs, rows, &mut group.act_outputs, &mut group.workspace);
+            if let Some(attack) = &mut group.attack {
+                let observed = Observed {
+                    rows,
+                    inputs: &inputs,
+                    unit: &group.attack_unit,
+                    limit: normalize.then_some(OBSERVATION_CLIP),
+                    outputs: &group.act_outputs,
+                    head: &group.policy.head,
+                };
+                let moved = attack.perturb(&group.policy.net, &observed);
+                group.policy.net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
+            }
             group.act_inputs = inputs;
             if let Some(bad) = group.act_outputs.iter().find(|v| !v.is_finite()) {
                 return Err(EnvError::Policy(format!("output of the policy network of `{}` is {bad}", group.name)));
@@ -685,7 +706,7 @@ impl Learner for Ppo {
             Schedule::Linear => (1.0 - progress).max(0.0),
         };
         let mut sums = Sums::default();
-        let (mut explained, mut lipschitz, mut action_std) = (0.0, None::<f64>, None::<f64>);
+        let (mut explained, mut lipschitz, mut action_std) = (0.0, None::<[f64; 2]>, None::<f64>);
         let normalize = self.config.normalize_observations;
         for g in 0..self.groups.len() {
             self.prepare_group(g, batch);
@@ -698,8 +719,9 @@ impl Learner for Ppo {
                 let mean = log_std.iter().map(|v| f64::from(*v).exp()).sum::<f64>() / log_std.len() as f64;
                 action_std = Some(action_std.unwrap_or(0.0) + mean);
             }
-            if let Some(bound) = group.probe(self.updates, normalize) {
-                lipschitz = Some(lipschitz.map_or(bound, |other: f64| other.max(bound)));
+            if let Some(bounds) = group.probe(self.updates, normalize) {
+                let other = lipschitz.unwrap_or(bounds);
+                lipschitz = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
             }
         }
         self.lipschitz = lipschitz.or(self.lipschitz);
@@ -728,11 +750,24 @@ impl Learner for Ppo {
             if sums.gradient_ratios > 0.0 {
                 metrics.push("ernie/gradient_ratio", sums.gradient_ratio / sums.gradient_ratios);
             }
-            if let Some(bound) = self.lipschitz {
-                metrics.push("ernie/lipschitz_lower_bound", bound);
+            if sums.interaction_shares > 0.0 {
+                metrics.push("ernie/interaction_share", sums.interaction_share / sums.interaction_shares);
+            }
+            if let Some([lower, upper]) = self.lipschitz {
+                metrics.push("ernie/lipschitz_lower_bound", lower);
+                metrics.push("ernie/lipschitz_upper_bound", upper);
             }
         }
         Ok(&self.metrics)
+    }
+
+    fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        let normalize = self.config.normalize_observations;
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
+            group.attack_unit = group.norm.std().iter().map(|std| if normalize { std.recip() } else { 1.0 }).collect();
+        }
+        true
     }
 
     fn state(&self) -> StateDict {
@@ -767,8 +802,8 @@ impl Learner for Ppo {
         let mut words = SnapshotWriter::default();
         self.rng.snapshot(&mut words);
         state.put_u64("minibatches.rng", &words.into_words());
-        let bound: Vec<f64> = self.lipschitz.into_iter().collect();
-        state.put_f64("lipschitz_lower_bound", &[bound.len()], &bound);
+        let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
+        state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
         state.put_u64("updates", &[self.updates]);
         state
     }
@@ -805,9 +840,12 @@ impl Learner for Ppo {
         let mut words = SnapshotReader::new("minibatch order", state.u64("minibatches.rng")?);
         self.rng = Rng::restore(&mut words)?;
         words.finish()?;
-        self.lipschitz = match state.f64("lipschitz_lower_bound", 0) {
+        self.lipschitz = match state.f64("lipschitz_bounds", 0) {
             Ok(_) => None,
-            Err(_) => Some(state.f64("lipschitz_lower_bound", 1)?[0]),
+            Err(_) => {
+                let bounds = state.f64("lipschitz_bounds", 2)?;
+                Some([bounds[0], bounds[1]])
+            }
         };
         self.updates = state.counter("updates")?;
         Ok(())
@@ -988,6 +1026,9 @@ impl Ppo {
                 }
                 let scale = clip_scale(norm, config.max_gradient_norm as f32);
                 policy.adam.step(policy.net.parameters_mut(), &policy.gradient, policy_rate, scale);
+                if let Some(regularizer) = &mut policy.regularizer {
+                    regularizer.constrain(&mut policy.net);
+                }
                 policy.log_std_adam.step(policy.head.log_std_mut(), &policy.log_std_gradient, policy_rate, scale);
                 critic.adam.step(critic.net.parameters_mut(), &critic.gradient, critic_rate, scale);
             }
@@ -1123,8 +1164,9 @@ impl Group {
         }
     }
 
-    /// A lower bound of the policy's Lipschitz constant on samples from all over the rollout, if it is due.
-    fn probe(&mut self, update: u64, normalized: bool) -> Option<f64> {
+    /// A lower bound of the policy's Lipschitz constant on samples from all over the rollout and an upper bound anywhere, if
+    /// they are due.
+    fn probe(&mut self, update: u64, normalized: bool) -> Option<[f64; 2]> {
         let side = &mut self.policy;
         let regularizer = side.regularizer.as_mut()?;
         let every = regularizer.probe_every() as u64;
@@ -1143,7 +1185,8 @@ impl Group {
         side.net.forward_train(inputs, rows, &mut side.trace);
         let limit = normalized.then_some(OBSERVATION_CLIP);
         let observed = Observed { rows, inputs, unit: &side.unit, limit, outputs: side.trace.output(), head: &side.head };
-        Some(regularizer.lipschitz_lower_bound(&side.net, &observed))
+        let lower = regularizer.lipschitz_lower_bound(&side.net, &observed);
+        Some([lower, lipschitz_upper_bound(&side.net, &side.unit)])
     }
 }
 
@@ -1205,7 +1248,14 @@ impl PolicySide {
         if measure && pass.penalty.is_some() {
             let plain = squared_norm(&self.plain_gradient).sqrt();
             self.plain_gradient.iter_mut().zip(&self.gradient).for_each(|(p, g)| *p = g - *p);
-            pass.gradient_ratio = (plain > 0.0).then(|| squared_norm(&self.plain_gradient).sqrt() / plain);
+            let penalty = squared_norm(&self.plain_gradient).sqrt();
+            pass.gradient_ratio = (plain > 0.0).then(|| penalty / plain);
+            if let Some(interaction) = self.regularizer.as_ref().and_then(|r| r.interaction()) {
+                self.plain_gradient.copy_from_slice(interaction.weights);
+                self.net.backward(&mut self.trace, interaction.outputs, Some(&mut self.plain_gradient), None);
+                let answered = f64::from(interaction.factor) * squared_norm(&self.plain_gradient).sqrt();
+                pass.interaction_share = (penalty > 0.0).then(|| answered / penalty);
+            }
         }
         Ok(pass)
     }
@@ -1272,6 +1322,10 @@ impl Sums {
         if let Some(ratio) = pass.gradient_ratio {
             self.gradient_ratios += 1.0;
             self.gradient_ratio += ratio;
+        }
+        if let Some(share) = pass.interaction_share {
+            self.interaction_shares += 1.0;
+            self.interaction_share += share;
         }
     }
 }

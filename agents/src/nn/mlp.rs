@@ -208,6 +208,24 @@ impl Mlp {
         &mut self.parameters
     }
 
+    /// Number of layers, the output layer included.
+    pub fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Weights of layer `layer` as rows of inputs: their number, the outputs of each, and `[input][output]` without padding.
+    pub fn layer_weights(&self, layer: usize) -> (usize, usize, Vec<f32>) {
+        let layer = &self.layers[layer];
+        let rows = self.parameters[layer.offset..layer.bias()].chunks_exact(layer.stride());
+        (layer.input, layer.output, rows.flat_map(|row| &row[..layer.output]).copied().collect())
+    }
+
+    /// Multiplies the weights of layer `layer`, but not its biases.
+    pub fn scale_layer(&mut self, layer: usize, factor: f32) {
+        let range = self.layers[layer].offset..self.layers[layer].bias();
+        self.parameters_mut()[range].iter_mut().for_each(|w| *w *= factor);
+    }
+
     /// Outputs `[rows, output]` of `x` `[rows, input]`.
     ///
     /// # Panics

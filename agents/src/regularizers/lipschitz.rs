@@ -19,28 +19,26 @@
 //!
 //! Features behind the observation, such as an agent index, are never perturbed.
 //!
+//! With `gradient = "stackelberg"` the ascent itself is differentiated ([`super::stackelberg`]): what the penalty will be after the
+//! attack has answered the changed weights.
+//!
 //! Logged: `ernie/penalty` (mean of R before the weight), `ernie/weight`, `ernie/perturbation_over_radius`,
 //! `ernie/gradient_ratio` (norm of the weighted penalty's gradient with respect to the weights over that of the
-//! algorithm's loss, in the first minibatch of an update, averaged over groups) and `ernie/lipschitz_lower_bound` (the last
-//! one measured).
+//! algorithm's loss, in the first minibatch of an update, averaged over groups), `ernie/interaction_share` (there, the norm of the
+//! leader–follower term over that of the whole penalty's gradient) and `ernie/lipschitz_lower_bound` (the last
+//! one measured) beside `ernie/lipschitz_upper_bound` ([`super::spectral`]).
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::{Rng, SnapshotReader, SnapshotWriter};
 
-use super::{Observed, Penalty, PenaltyGradients, Regularizer};
+use super::ball::{ascend, length, project};
+use super::stackelberg::{self, Ascent, Distances, Room, Step};
+use super::{Interaction, Observed, Penalty, PenaltyGradients, Regularizer};
 use crate::head::Distance;
 use crate::nn::{Mlp, Trace};
 use crate::{AgentError, StateDict};
 
-/// The ball that holds a perturbation, per sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Norm {
-    /// Euclidean length.
-    L2,
-    /// Largest coordinate.
-    Linf,
-}
+pub use super::ball::{Direction, Norm};
 
 /// The unit in which a perturbation is measured, feature by feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +56,9 @@ pub enum Scale {
 pub enum Gradient {
     /// Both; the perturbation itself counts as a constant (ERNIE without Stackelberg).
     Detached,
+    /// Both, and the ascent that found the perturbation: how the attack answers a change of the weights counts
+    /// ([`super::stackelberg`]).
+    Stackelberg,
     /// Only the perturbed one, which is pulled to the clean one.
     TargetClean,
 }
@@ -78,6 +79,10 @@ pub struct LipschitzConfig {
     pub scale: Scale,
     /// Ascent steps K, 0 to 1000.
     pub steps: usize,
+    /// What a step makes of the slope: `raw`, `normalized` or `sign`; if absent `normalized` in the `l2` ball and `sign`
+    /// in the `linf` ball.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
     /// Length of an ascent step in the units of the radius, above 0; the radius for one step, else 2 radius / steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_size: Option<f64>,
@@ -85,8 +90,10 @@ pub struct LipschitzConfig {
     pub initial_std: f64,
     /// Distance of outputs: `kl` or `l2`.
     pub distance: Distance,
-    /// What the penalty trains: `detached` or `target_clean`.
+    /// What the penalty trains: `detached`, `stackelberg` or `target_clean`.
     pub gradient: Gradient,
+    /// Factor of the leader–follower term of `gradient = "stackelberg"`, at least 0; 0 equals `detached`.
+    pub interaction_weight: f64,
     /// The Lipschitz constant is bounded from below every so many updates; 0 means never.
     pub probe_every: usize,
 }
@@ -101,10 +108,12 @@ impl Default for LipschitzConfig {
             norm: Norm::L2,
             scale: Scale::RunningStd,
             steps: 1,
+            direction: None,
             step_size: None,
             initial_std: 1e-3,
             distance: Distance::Kl,
             gradient: Gradient::Detached,
+            interaction_weight: 1.0,
             probe_every: 10,
         }
     }
@@ -132,7 +141,25 @@ impl LipschitzConfig {
                 self.initial_std.to_string(),
             ));
         }
+        if !(self.interaction_weight.is_finite() && self.interaction_weight >= 0.0) {
+            return Err(out_of_range("interaction_weight", "a finite number of at least 0", self.interaction_weight.to_string()));
+        }
+        if self.gradient == Gradient::Stackelberg && self.direction() == Direction::Sign {
+            return Err(out_of_range(
+                "direction",
+                "`raw` or `normalized` with gradient = \"stackelberg\": a sign does not answer a small change of the weights",
+                "sign".to_string(),
+            ));
+        }
         Ok(())
+    }
+
+    /// The direction of steps, chosen by the ball if it is not given.
+    fn direction(&self) -> Direction {
+        self.direction.unwrap_or(match self.norm {
+            Norm::L2 => Direction::Normalized,
+            Norm::Linf => Direction::Sign,
+        })
     }
 }
 
@@ -180,7 +207,45 @@ impl GaussianConfig {
     /// # Errors
     /// [`AgentError::Config`] for the first field out of its range.
     pub fn validate(&self) -> Result<(), AgentError> {
+        if self.gradient == Gradient::Stackelberg {
+            return Err(out_of_range(
+                "gradient",
+                "`detached` or `target_clean`: a drawn perturbation does not answer the weights",
+                "stackelberg".to_string(),
+            ));
+        }
         check_ball(self.weight, self.warmup_fraction, self.radius)
+    }
+}
+
+/// Settings of the penalty on the slope of the network itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GradientPenaltyConfig {
+    /// Weight of the penalty, at least 0.
+    pub weight: f64,
+    /// Fraction of the run over which the weight grows linearly from 0, 0 to 1.
+    pub warmup_fraction: f64,
+    /// Units of the features with respect to which slopes are taken: `absolute` or `running_std`.
+    pub scale: Scale,
+    /// The Lipschitz constant is bounded from below every so many updates; 0 means never.
+    pub probe_every: usize,
+}
+
+impl Default for GradientPenaltyConfig {
+    fn default() -> Self {
+        let LipschitzConfig { warmup_fraction, scale, probe_every, .. } = LipschitzConfig::default();
+        Self { weight: 1e-3, warmup_fraction, scale, probe_every }
+    }
+}
+
+impl GradientPenaltyConfig {
+    /// Checks the ranges given with the fields.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] for the first field out of its range.
+    pub fn validate(&self) -> Result<(), AgentError> {
+        check_ball(self.weight, self.warmup_fraction, 0.0)
     }
 }
 
@@ -205,9 +270,9 @@ fn out_of_range(field: &'static str, expected: &str, got: String) -> AgentError 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Search {
     /// Projected ascent.
-    Ascent { steps: usize, step_size: f32, initial_std: f32 },
-    /// One projected draw.
-    Draw,
+    Ascent { steps: usize, direction: Direction, step_size: f32, initial_std: f32 },
+    /// One projected draw of normal numbers with this deviation.
+    Draw { std: f32 },
 }
 
 /// The penalty at an adversarial or random perturbation.
@@ -220,7 +285,12 @@ pub struct LipschitzRegularizer {
     search: Search,
     distance: Distance,
     gradient: Gradient,
+    interaction_weight: f32,
     probe_every: usize,
+    /// Whether perturbations are held in the ball.
+    is_bounded: bool,
+    /// The penalty is this many times the distance.
+    per_square: f32,
     rng: Rng,
     /// Standard normals from which the starts of ascents are cut at random places: a start only has to point somewhere,
     /// and a fresh draw per feature would cost as much as the ascent step.
@@ -232,7 +302,27 @@ pub struct LipschitzRegularizer {
     d_output: Vec<f32>,
     d_input: Vec<f32>,
     value: Vec<f32>,
+    slope: Vec<f32>,
     trace: Trace,
+    /// The steps of the ascent, kept for the leader–follower term.
+    path: Vec<Step<f32>>,
+    leader: LeaderTerm,
+}
+
+/// The leader–follower term of a minibatch, and what it is computed in.
+#[derive(Default)]
+struct LeaderTerm {
+    outputs: Vec<f32>,
+    weights: Vec<f32>,
+    log_std: Vec<f32>,
+    d_clean: Vec<f32>,
+    d_perturbed: Vec<f32>,
+    perturbed: Vec<f32>,
+    d_input: Vec<f32>,
+    value: Vec<f32>,
+    derivative: Vec<f32>,
+    trace: Trace,
+    room: Room<f32>,
 }
 
 impl LipschitzRegularizer {
@@ -242,7 +332,8 @@ impl LipschitzRegularizer {
         let radius = config.radius as f32;
         let automatic = if config.steps <= 1 { config.radius } else { 2.0 * config.radius / config.steps as f64 };
         let step_size = config.step_size.unwrap_or(automatic) as f32;
-        let search = Search::Ascent { steps: config.steps, step_size, initial_std: config.initial_std as f32 };
+        let (direction, initial_std) = (config.direction(), config.initial_std as f32);
+        let search = Search::Ascent { steps: config.steps, direction, step_size, initial_std };
         Self {
             weight: config.weight,
             warmup_fraction: config.warmup_fraction,
@@ -252,7 +343,10 @@ impl LipschitzRegularizer {
             search,
             distance: config.distance,
             gradient: config.gradient,
+            interaction_weight: config.interaction_weight as f32,
             probe_every: config.probe_every,
+            is_bounded: true,
+            per_square: 1.0,
             rng,
             starts: draw_starts(starts_seed),
             starts_seed,
@@ -261,7 +355,10 @@ impl LipschitzRegularizer {
             d_output: Vec::new(),
             d_input: Vec::new(),
             value: Vec::new(),
+            slope: Vec::new(),
             trace: Trace::default(),
+            path: Vec::new(),
+            leader: LeaderTerm::default(),
         }
     }
 
@@ -278,22 +375,42 @@ impl LipschitzRegularizer {
             probe_every: config.probe_every,
             ..LipschitzConfig::default()
         };
-        Self { search: Search::Draw, ..Self::adversarial(&ball, rng) }
+        Self { search: Search::Draw { std: 1.0 }, ..Self::adversarial(&ball, rng) }
+    }
+
+    /// The penalty on slopes: the squared Frobenius norm of the Jacobian of the outputs (logits or means) with respect to the
+    /// scaled features. It is estimated by one normal direction `v` per sample, for which `E ‖J v‖² = ‖J‖²`, and a difference
+    /// quotient along it.
+    ///
+    /// Source: Hoffman, Roberts and Yaida 2019, "Robust Learning with Jacobian Regularization" (arXiv 1908.02729), who take
+    /// the products from second derivatives.
+    pub fn gradient_penalty(config: &GradientPenaltyConfig, rng: Rng) -> Self {
+        let ball = LipschitzConfig {
+            weight: config.weight,
+            warmup_fraction: config.warmup_fraction,
+            scale: config.scale,
+            distance: Distance::L2,
+            probe_every: config.probe_every,
+            ..LipschitzConfig::default()
+        };
+        let per_square = (SLOPE_STEP * SLOPE_STEP).recip();
+        let search = Search::Draw { std: SLOPE_STEP };
+        Self { search, is_bounded: false, per_square, ..Self::adversarial(&ball, rng) }
     }
 
     /// Finds a perturbation for each row and leaves `offset` (in scaled coordinates, `[rows, features]`), `perturbed`
-    /// (inputs) and `trace` (of the network at the perturbed inputs) for it.
-    fn attack(&mut self, net: &Mlp, observed: &Observed<'_>, search: Search, distance: Distance) {
+    /// (inputs) and `trace` (of the network at the perturbed inputs) for it, and `path` if it is to be recorded.
+    fn attack(&mut self, net: &Mlp, observed: &Observed<'_>, search: Search, distance: Distance, records: bool) {
         let (rows, width, features) = (observed.rows, net.input(), observed.unit.len());
         self.offset.resize(rows * features, 0.0);
+        self.slope.resize(rows * features, 0.0);
         self.perturbed.resize(rows * width, 0.0);
-        self.perturbed.copy_from_slice(&observed.inputs[..rows * width]);
         self.d_output.resize(rows * net.output(), 0.0);
         self.d_input.resize(rows * width, 0.0);
         self.value.resize(rows, 0.0);
-        let (std, steps, step_size) = match search {
-            Search::Ascent { steps, step_size, initial_std } => (initial_std, steps, step_size),
-            Search::Draw => (1.0, 0, 0.0),
+        let (std, steps, direction, step_size) = match search {
+            Search::Ascent { steps, direction, step_size, initial_std } => (initial_std, steps, direction, step_size),
+            Search::Draw { std } => (std, 0, Direction::Raw, 0.0),
         };
         for u in self.offset.chunks_exact_mut(features) {
             if steps > 0 && features < N_STARTS {
@@ -304,11 +421,16 @@ impl LipschitzRegularizer {
             } else {
                 u.iter_mut().for_each(|v| *v = std * self.rng.normal_f32());
             }
-            project(u, self.norm, self.radius);
+            if self.is_bounded {
+                project(u, self.norm, self.radius);
+            }
         }
-        self.place(observed, width, features);
+        place(observed, width, &self.offset, &mut self.perturbed);
         net.forward_train(&self.perturbed, rows, &mut self.trace);
-        for _ in 0..steps {
+        if records {
+            self.path.resize_with(steps, Step::default);
+        }
+        for step in 0..steps {
             self.d_output.fill(0.0);
             observed.head.divergence(
                 distance,
@@ -322,36 +444,144 @@ impl LipschitzRegularizer {
                 None,
             );
             net.backward(&mut self.trace, &self.d_output, None, Some(&mut self.d_input));
-            for (u, g) in self.offset.chunks_exact_mut(features).zip(self.d_input.chunks_exact(width)) {
-                ascend(u, g, observed.unit, self.norm, step_size);
-                project(u, self.norm, self.radius);
+            slopes(observed, width, &self.perturbed, &self.d_input, &mut self.slope);
+            if records {
+                copy_into(&self.offset, &mut self.path[step].offset);
             }
-            self.place(observed, width, features);
+            for (u, g) in self.offset.chunks_exact_mut(features).zip(self.slope.chunks_exact(features)) {
+                ascend(u, g, direction, step_size);
+            }
+            if records {
+                copy_into(&self.offset, &mut self.path[step].target);
+                copy_into(&self.slope, &mut self.path[step].slope);
+            }
+            self.offset.chunks_exact_mut(features).for_each(|u| project(u, self.norm, self.radius));
+            place(observed, width, &self.offset, &mut self.perturbed);
             net.forward_train(&self.perturbed, rows, &mut self.trace);
         }
     }
 
-    /// `perturbed = inputs + unit · offset` on the perturbable features, clamped as the network's inputs are.
-    fn place(&mut self, observed: &Observed<'_>, width: usize, features: usize) {
-        for ((x, clean), u) in
-            self.perturbed.chunks_exact_mut(width).zip(observed.inputs.chunks_exact(width)).zip(self.offset.chunks_exact(features))
-        {
-            for i in 0..features {
-                x[i] = clean[i] + observed.unit[i] * u[i];
-            }
-            if let Some(limit) = observed.limit {
-                x[..features].iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
-            }
+    /// Computes the leader–follower term into `leader`; `d_input` holds the derivative of the weighted penalty with respect
+    /// to the perturbed inputs.
+    fn answer(&mut self, net: &Mlp, observed: &Observed<'_>) {
+        let Search::Ascent { direction, step_size, .. } = self.search else { return };
+        let (width, radius, leader) = (net.input(), self.radius, &mut self.leader);
+        for (room, length) in [
+            (&mut leader.outputs, observed.outputs.len()),
+            (&mut leader.weights, net.n_parameters()),
+            (&mut leader.log_std, observed.head.log_std().len()),
+        ] {
+            room.clear();
+            room.resize(length, 0.0);
         }
+        leader.derivative.resize(self.offset.len(), 0.0);
+        slopes(observed, width, &self.perturbed, &self.d_input, &mut leader.derivative);
+        let ascent = Ascent { norm: self.norm, radius, direction, step_size };
+        // Small against the ball for the curvature, and against the perturbation itself, since a distance begins as a
+        // square; not smaller, for single precision.
+        let difference = |u: &[f32]| (DIFFERENCE_OF_RADIUS * radius).min(DIFFERENCE_OF_OFFSET * length(u, Norm::L2));
+        let (mut derivative, mut room) = (std::mem::take(&mut leader.derivative), std::mem::take(&mut leader.room));
+        let mut distances = PolicyDistances { net, observed, distance: self.distance, leader };
+        stackelberg::interaction(&self.path, &ascent, observed.unit.len(), &mut derivative, difference, &mut distances, &mut room);
+        (leader.derivative, leader.room) = (derivative, room);
     }
 
     /// Mean length of the perturbations over the radius.
     fn relative_norm(&self, rows: usize, features: usize) -> f64 {
-        if self.radius == 0.0 || rows == 0 {
+        if self.radius == 0.0 || rows == 0 || !self.is_bounded {
             return 0.0;
         }
         let total: f64 = self.offset[..rows * features].chunks_exact(features).map(|u| f64::from(length(u, self.norm))).sum();
         total / rows as f64 / f64::from(self.radius)
+    }
+}
+
+/// An attacker who changes what a trained policy observes so that it acts as differently as possible: projected gradient
+/// ascent on the distance of its outputs, from several starts. It knows the policy and nothing of the reward.
+///
+/// Source: Zhang et al. 2020, "Robust Deep Reinforcement Learning against Adversarial Perturbations on State Observations"
+/// (arXiv 2003.08938), the maximal action difference attack; Madry et al. 2018 (arXiv 1706.06083) for restarts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObservationAttackConfig {
+    /// Radius of the ball in the environment's units, at least 0.
+    pub radius: f64,
+    /// The ball: `l2` or `linf`.
+    pub norm: Norm,
+    /// Ascent steps per start, 1 to 1000.
+    pub steps: usize,
+    /// Starts, of which the best end counts, 1 to 100.
+    pub restarts: usize,
+}
+
+impl Default for ObservationAttackConfig {
+    fn default() -> Self {
+        Self { radius: 0.1, norm: Norm::Linf, steps: 10, restarts: 3 }
+    }
+}
+
+impl ObservationAttackConfig {
+    /// Checks the ranges given with the fields.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] for the first field out of its range.
+    pub fn validate(&self) -> Result<(), AgentError> {
+        if !(self.radius.is_finite() && self.radius >= 0.0) {
+            return Err(out_of_range("radius", "a finite number of at least 0", self.radius.to_string()));
+        }
+        for (field, value, most) in [("steps", self.steps, 1000), ("restarts", self.restarts, 100)] {
+            if !(1..=most).contains(&value) {
+                return Err(out_of_range(field, &format!("between 1 and {most}"), value.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An [`ObservationAttackConfig`] at work.
+pub struct ObservationAttack {
+    ascent: LipschitzRegularizer,
+    restarts: usize,
+    best: Vec<f32>,
+    inputs: Vec<f32>,
+}
+
+impl ObservationAttack {
+    /// An attacker with its own stream of random numbers.
+    pub fn new(config: &ObservationAttackConfig, rng: Rng) -> Self {
+        let ball = LipschitzConfig {
+            radius: config.radius,
+            norm: config.norm,
+            scale: Scale::Absolute,
+            steps: config.steps,
+            // Together somewhat more than the way across the ball.
+            step_size: Some((2.5 * config.radius / config.steps as f64).max(f64::MIN_POSITIVE)),
+            initial_std: 0.5 * config.radius,
+            ..LipschitzConfig::default()
+        };
+        Self { ascent: LipschitzRegularizer::adversarial(&ball, rng), restarts: config.restarts, best: Vec::new(), inputs: Vec::new() }
+    }
+
+    /// The inputs `[rows, input]` at which the policy's outputs are farthest from `observed.outputs`.
+    pub fn perturb(&mut self, net: &Mlp, observed: &Observed<'_>) -> &[f32] {
+        let (rows, width) = (observed.rows, net.input());
+        self.best.clear();
+        self.best.resize(rows, f32::NEG_INFINITY);
+        copy_into(&observed.inputs[..rows * width], &mut self.inputs);
+        for _ in 0..self.restarts {
+            let ascent = &mut self.ascent;
+            ascent.attack(net, observed, ascent.search, ascent.distance, false);
+            let LipschitzRegularizer { distance, value, trace, perturbed, .. } = ascent;
+            observed.head.divergence(*distance, trace.output(), observed.outputs, rows, 1.0, value, None, None, None);
+            for (row, &value) in value[..rows].iter().enumerate() {
+                if value > self.best[row] {
+                    self.best[row] = value;
+                    let at = row * width..(row + 1) * width;
+                    self.inputs[at.clone()].copy_from_slice(&perturbed[at]);
+                }
+            }
+        }
+        &self.inputs
     }
 }
 
@@ -371,12 +601,13 @@ impl Regularizer for LipschitzRegularizer {
         weight: f64,
         gradients: &mut PenaltyGradients<'_>,
     ) -> Result<Penalty, AgentError> {
-        self.attack(net, observed, self.search, self.distance);
+        let answers = self.gradient == Gradient::Stackelberg && self.interaction_weight > 0.0;
+        self.attack(net, observed, self.search, self.distance, answers);
         let rows = observed.rows;
         self.d_output.fill(0.0);
         // The deviations belong to both outputs; with the clean one as a fixed target their two parts cancel.
         let (d_clean, d_log_std) = match self.gradient {
-            Gradient::Detached => (Some(&mut *gradients.outputs), Some(&mut *gradients.log_std)),
+            Gradient::Detached | Gradient::Stackelberg => (Some(&mut *gradients.outputs), Some(&mut *gradients.log_std)),
             Gradient::TargetClean => (None, None),
         };
         observed.head.divergence(
@@ -384,15 +615,33 @@ impl Regularizer for LipschitzRegularizer {
             self.trace.output(),
             observed.outputs,
             rows,
-            (weight / rows as f64) as f32,
+            (weight / rows as f64) as f32 * self.per_square,
             &mut self.value,
             Some(&mut self.d_output),
             d_clean,
             d_log_std,
         );
-        net.backward(&mut self.trace, &self.d_output, Some(&mut *gradients.weights), None);
+        let d_input = answers.then_some(&mut *self.d_input);
+        net.backward(&mut self.trace, &self.d_output, Some(&mut *gradients.weights), d_input);
+        if answers {
+            self.answer(net, observed);
+            for (to, from) in [
+                (&mut *gradients.outputs, &self.leader.outputs),
+                (&mut *gradients.weights, &self.leader.weights),
+                (&mut *gradients.log_std, &self.leader.log_std),
+            ] {
+                to.iter_mut().zip(from).for_each(|(t, f)| *t += self.interaction_weight * f);
+            }
+        }
         let total: f64 = self.value[..rows].iter().map(|v| f64::from(*v)).sum();
-        Ok(Penalty { value: total / rows as f64, relative_norm: self.relative_norm(rows, observed.unit.len()) })
+        let value = f64::from(self.per_square) * total / rows as f64;
+        Ok(Penalty { value, relative_norm: self.relative_norm(rows, observed.unit.len()) })
+    }
+
+    fn interaction(&self) -> Option<Interaction<'_>> {
+        let is_computed = self.gradient == Gradient::Stackelberg && !self.leader.weights.is_empty();
+        let LeaderTerm { outputs, weights, .. } = &self.leader;
+        is_computed.then_some(Interaction { outputs, weights, factor: self.interaction_weight })
     }
 
     fn probe_every(&self) -> usize {
@@ -407,8 +656,9 @@ impl Regularizer for LipschitzRegularizer {
         // the generator keeps the draws of training independent of how often the bound is asked for.
         let rng = self.rng.clone();
         let norm = std::mem::replace(&mut self.norm, Norm::L2);
-        let search = Search::Ascent { steps: 10, step_size: 0.4 * self.radius, initial_std: 0.1 * self.radius };
-        self.attack(net, observed, search, Distance::L2);
+        let (direction, step_size, initial_std) = (Direction::Normalized, 0.4 * self.radius, 0.1 * self.radius);
+        let search = Search::Ascent { steps: 10, direction, step_size, initial_std };
+        self.attack(net, observed, search, Distance::L2, false);
         (self.norm, self.rng) = (norm, rng);
         let (outputs, width, features) = (net.output(), net.input(), observed.unit.len());
         let moved = self.perturbed.chunks_exact(width).zip(observed.inputs.chunks_exact(width));
@@ -443,86 +693,98 @@ impl Regularizer for LipschitzRegularizer {
     }
 }
 
+/// Distances of a policy's outputs, as [`stackelberg::interaction`] asks for them.
+struct PolicyDistances<'a> {
+    net: &'a Mlp,
+    observed: &'a Observed<'a>,
+    distance: Distance,
+    leader: &'a mut LeaderTerm,
+}
+
+impl Distances<f32> for PolicyDistances<'_> {
+    fn gradients(&mut self, offsets: &[f32], weights: &[f32], slopes_out: &mut [f32]) {
+        let Self { net, observed, distance, leader } = self;
+        let (rows, width, output) = (observed.rows, net.input(), net.output());
+        leader.perturbed.resize(rows * width, 0.0);
+        leader.d_input.resize(rows * width, 0.0);
+        leader.value.resize(rows, 0.0);
+        place(observed, width, offsets, &mut leader.perturbed);
+        net.forward_train(&leader.perturbed, rows, &mut leader.trace);
+        for room in [&mut leader.d_perturbed, &mut leader.d_clean] {
+            room.clear();
+            room.resize(rows * output, 0.0);
+        }
+        observed.head.divergence(
+            *distance,
+            leader.trace.output(),
+            observed.outputs,
+            rows,
+            1.0,
+            &mut leader.value,
+            Some(&mut leader.d_perturbed),
+            Some(&mut leader.d_clean),
+            None,
+        );
+        for (row, weight) in leader.d_perturbed.chunks_exact_mut(output).zip(weights) {
+            row.iter_mut().for_each(|d| *d *= weight);
+        }
+        for ((to, clean), weight) in leader.outputs.chunks_exact_mut(output).zip(leader.d_clean.chunks_exact(output)).zip(weights) {
+            to.iter_mut().zip(clean).for_each(|(t, c)| *t += weight * c);
+        }
+        if *distance == Distance::Kl {
+            observed.head.log_std_gradient(leader.trace.output(), observed.outputs, weights, &mut leader.log_std);
+        }
+        net.backward(&mut leader.trace, &leader.d_perturbed, Some(&mut leader.weights), Some(&mut leader.d_input));
+        slopes(observed, width, &leader.perturbed, &leader.d_input, slopes_out);
+    }
+}
+
+/// `perturbed = inputs + unit · offset` on the perturbable features, clamped as the network's inputs are; the others as in
+/// the inputs.
+fn place(observed: &Observed<'_>, width: usize, offset: &[f32], perturbed: &mut [f32]) {
+    let features = observed.unit.len();
+    for ((x, clean), u) in perturbed.chunks_exact_mut(width).zip(observed.inputs.chunks_exact(width)).zip(offset.chunks_exact(features)) {
+        for i in 0..features {
+            x[i] = clean[i] + observed.unit[i] * u[i];
+        }
+        x[features..].copy_from_slice(&clean[features..]);
+        if let Some(limit) = observed.limit {
+            x[..features].iter_mut().for_each(|v| *v = v.clamp(-limit, limit));
+        }
+    }
+}
+
+/// Derivatives with respect to offsets from those with respect to the perturbed inputs. A feature at the limit of inputs
+/// does not answer its offset.
+fn slopes(observed: &Observed<'_>, width: usize, perturbed: &[f32], d_input: &[f32], out: &mut [f32]) {
+    let features = observed.unit.len();
+    for ((slope, d), x) in out.chunks_exact_mut(features).zip(d_input.chunks_exact(width)).zip(perturbed.chunks_exact(width)) {
+        for i in 0..features {
+            slope[i] = d[i] * observed.unit[i];
+        }
+        if let Some(limit) = observed.limit {
+            slope.iter_mut().zip(x).filter(|(_, x)| x.abs() >= limit).for_each(|(s, _)| *s = 0.0);
+        }
+    }
+}
+
+fn copy_into(from: &[f32], to: &mut Vec<f32>) {
+    to.clear();
+    to.extend_from_slice(from);
+}
+
+/// Deviation of the directions of [`LipschitzRegularizer::gradient_penalty`]: small against the curvature of a network of scaled
+/// features, large against single precision.
+const SLOPE_STEP: f32 = 0.01;
+
+/// Steps of central differences over the radius and over the length of the perturbation.
+const DIFFERENCE_OF_RADIUS: f32 = 0.03;
+const DIFFERENCE_OF_OFFSET: f32 = 0.25;
+
 /// Numbers in [`LipschitzRegularizer::starts`].
 const N_STARTS: usize = 1 << 14;
 
 fn draw_starts(seed: u64) -> Vec<f32> {
     let mut rng = Rng::from_seed(seed);
     (0..N_STARTS).map(|_| rng.normal_f32()).collect()
-}
-
-/// `Σ (aᵢ bᵢ)²` in eight interleaved sums: a fixed order that vectorises.
-fn weighted_squares(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 8];
-    let (mut left, mut right) = (a.chunks_exact(8), b.chunks_exact(8));
-    for (x, y) in (&mut left).zip(&mut right) {
-        for i in 0..8 {
-            sums[i] += (x[i] * y[i]) * (x[i] * y[i]);
-        }
-    }
-    for (i, (x, y)) in left.remainder().iter().zip(right.remainder()).enumerate() {
-        sums[i] += (x * y) * (x * y);
-    }
-    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
-}
-
-/// `Σ aᵢ²` in the same order.
-fn squares(a: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 8];
-    let mut blocks = a.chunks_exact(8);
-    for x in &mut blocks {
-        for i in 0..8 {
-            sums[i] += x[i] * x[i];
-        }
-    }
-    for (i, x) in blocks.remainder().iter().enumerate() {
-        sums[i] += x * x;
-    }
-    ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]))
-}
-
-/// Length of a perturbation.
-fn length(u: &[f32], norm: Norm) -> f32 {
-    match norm {
-        Norm::L2 => squares(u).sqrt(),
-        Norm::Linf => u.iter().fold(0.0, |m, v| m.max(v.abs())),
-    }
-}
-
-/// Brings a perturbation back into the ball.
-fn project(u: &mut [f32], norm: Norm, radius: f32) {
-    match norm {
-        Norm::L2 => {
-            let length = length(u, norm);
-            if length > radius {
-                let factor = radius / length;
-                u.iter_mut().for_each(|v| *v *= factor);
-            }
-        }
-        Norm::Linf => u.iter_mut().for_each(|v| *v = v.clamp(-radius, radius)),
-    }
-}
-
-/// One ascent step in scaled coordinates; `gradient` is with respect to the inputs.
-fn ascend(u: &mut [f32], gradient: &[f32], unit: &[f32], norm: Norm, step_size: f32) {
-    match norm {
-        Norm::L2 => {
-            let square = weighted_squares(&gradient[..unit.len()], unit);
-            // A network that does not react has no direction to ascend; squares of tiny gradients underflow to 0.
-            if square > 0.0 {
-                let factor = step_size / square.sqrt();
-                for ((v, g), s) in u.iter_mut().zip(gradient).zip(unit) {
-                    *v += factor * g * s;
-                }
-            }
-        }
-        Norm::Linf => {
-            for ((v, g), s) in u.iter_mut().zip(gradient).zip(unit) {
-                let slope = g * s;
-                if slope != 0.0 {
-                    *v += step_size * slope.signum();
-                }
-            }
-        }
-    }
 }

@@ -1,6 +1,9 @@
 //! Penalties that make a network's output change little when its input does.
 
+mod ball;
 pub mod lipschitz;
+pub mod spectral;
+mod stackelberg;
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;
@@ -8,7 +11,8 @@ use steadfast_envs::Rng;
 use crate::head::PolicyHead;
 use crate::nn::Mlp;
 use crate::{AgentError, StateDict};
-use lipschitz::{GaussianConfig, LipschitzConfig, LipschitzRegularizer, Scale};
+use lipschitz::{GaussianConfig, GradientPenaltyConfig, LipschitzConfig, LipschitzRegularizer, Scale};
+use spectral::{SpectralNorm, SpectralNormConfig};
 
 /// Which penalty is added to the policy's loss. Written in a configuration as `[regularizer.NAME]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +22,10 @@ pub enum RegularizerConfig {
     Lipschitz(LipschitzConfig),
     /// The same penalty at a random perturbation of the same size: ERNIE's baseline.
     Gaussian(GaussianConfig),
+    /// The slope of the policy network, without looking for the worst direction.
+    GradientPenalty(GradientPenaltyConfig),
+    /// No penalty: every layer of the policy network is held below a spectral norm.
+    SpectralNorm(SpectralNormConfig),
 }
 
 impl RegularizerConfig {
@@ -25,6 +33,8 @@ impl RegularizerConfig {
     pub const LIST: &'static [(&'static str, &'static str)] = &[
         ("lipschitz", "ERNIE: change of the policy under the worst small perturbation of its observation"),
         ("gaussian", "the same penalty at a random perturbation of the same size (ERNIE's baseline)"),
+        ("gradient_penalty", "the slope of the policy network in a random direction"),
+        ("spectral_norm", "no penalty: every layer of the policy network is held below a spectral norm"),
     ];
 
     /// Name in configurations.
@@ -32,6 +42,8 @@ impl RegularizerConfig {
         match self {
             Self::Lipschitz(_) => "lipschitz",
             Self::Gaussian(_) => "gaussian",
+            Self::GradientPenalty(_) => "gradient_penalty",
+            Self::SpectralNorm(_) => "spectral_norm",
         }
     }
 
@@ -43,6 +55,8 @@ impl RegularizerConfig {
         match self {
             Self::Lipschitz(config) => config.validate(),
             Self::Gaussian(config) => config.validate(),
+            Self::GradientPenalty(config) => config.validate(),
+            Self::SpectralNorm(config) => config.validate(),
         }
     }
 
@@ -51,6 +65,8 @@ impl RegularizerConfig {
         match self {
             Self::Lipschitz(config) => Box::new(LipschitzRegularizer::adversarial(config, rng)),
             Self::Gaussian(config) => Box::new(LipschitzRegularizer::gaussian(config, rng)),
+            Self::GradientPenalty(config) => Box::new(LipschitzRegularizer::gradient_penalty(config, rng)),
+            Self::SpectralNorm(config) => Box::new(SpectralNorm::new(config, rng)),
         }
     }
 }
@@ -93,6 +109,17 @@ pub struct Penalty {
     pub relative_norm: f64,
 }
 
+/// The leader–follower term of a penalty's gradient, before its factor.
+#[derive(Debug, Clone, Copy)]
+pub struct Interaction<'a> {
+    /// `[rows, output]`: with respect to the clean outputs.
+    pub outputs: &'a [f32],
+    /// Flat, with respect to the weights, through the perturbed outputs.
+    pub weights: &'a [f32],
+    /// Its factor in the gradients that the penalty added.
+    pub factor: f32,
+}
+
 /// A penalty on a policy network that any learner can add to its loss.
 pub trait Regularizer: Send {
     /// Weight at a point of the run, `progress` from 0 to 1. At 0 the learner does not ask for the penalty.
@@ -112,6 +139,16 @@ pub trait Regularizer: Send {
         weight: f64,
         gradients: &mut PenaltyGradients<'_>,
     ) -> Result<Penalty, AgentError>;
+
+    /// Changes the network after a step of the optimiser.
+    fn constrain(&mut self, net: &mut Mlp) {
+        let _ = net;
+    }
+
+    /// The leader–follower term of the last penalty, if it has one.
+    fn interaction(&self) -> Option<Interaction<'_>> {
+        None
+    }
 
     /// The learner asks for the Lipschitz bound every so many updates; never if 0.
     fn probe_every(&self) -> usize;

@@ -70,6 +70,14 @@ impl Vectorised for Product<'_> {
 
     #[inline(always)]
     fn run<L: Lane>(self) {
+        if L::WIDTH == PANEL { self.wide::<L>() } else { self.narrow::<L>() }
+    }
+}
+
+impl Product<'_> {
+    /// With 32 registers of a whole panel's width.
+    #[inline(always)]
+    fn wide<L: Lane>(self) {
         // A few panels are kept in the cache while all rows pass.
         let mut panel = self.panels.start;
         while panel < self.panels.end {
@@ -97,45 +105,79 @@ impl Vectorised for Product<'_> {
             panel += n;
         }
     }
-}
 
-impl Product<'_> {
-    /// `P` panels by `R` rows. A panel is one vector of AVX-512 or two of eight.
+    /// With 16 registers of half a panel's width or less: more than twelve sums would be spilled.
     #[inline(always)]
-    fn tile<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize) {
-        if L::WIDTH == PANEL {
-            self.half_tile::<L, P, R>(panel, row, 0);
-        } else {
-            self.half_tile::<L, P, R>(panel, row, 0);
-            self.half_tile::<L, P, R>(panel, row, L::WIDTH);
+    fn narrow<L: Lane>(self) {
+        let mut panel = self.panels.start;
+        while panel < self.panels.end {
+            let n = (self.panels.end - panel).min(4);
+            let mut row = 0;
+            while row < self.rows {
+                let left = self.rows - row;
+                match (n, left) {
+                    (4, 1..4) => self.halves::<L, 4, 1>(panel, row),
+                    (_, 6..) => (0..n).for_each(|p| self.halves::<L, 1, 6>(panel + p, row)),
+                    (_, 4..) => (0..n).for_each(|p| self.halves::<L, 1, 4>(panel + p, row)),
+                    _ => (0..n).for_each(|p| self.halves::<L, 1, 1>(panel + p, row)),
+                }
+                row += match left {
+                    6.. => 6,
+                    4.. => 4,
+                    _ => 1,
+                };
+            }
+            panel += n;
         }
     }
 
+    /// `P` panels by `R` rows, each panel as two vectors.
     #[inline(always)]
-    fn half_tile<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize, offset: usize) {
+    fn halves<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize) {
+        let half = PANEL / 2;
+        for first in (0..half).step_by(L::WIDTH) {
+            self.columns::<L, 2, P, R>(panel, row, [first, first + half]);
+        }
+    }
+
+    /// `P` panels by `R` rows. A panel is one vector.
+    #[inline(always)]
+    fn tile<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize) {
+        self.columns::<L, 1, P, R>(panel, row, [0]);
+    }
+
+    /// The vectors at `offsets` of `P` panels by `R` rows.
+    #[inline(always)]
+    fn columns<L: Lane, const V: usize, const P: usize, const R: usize>(&self, panel: usize, row: usize, offsets: [usize; V]) {
         let input = self.map.input;
         let stride = PANEL * input;
         assert!((panel + P) * stride <= self.map.panels.len() && (row + R) * input <= self.x.len(), "a tile lies in its matrices");
-        let mut sums = [[L::splat(0.0); P]; R];
-        let weights = &self.map.panels[panel * stride + offset..];
+        let mut sums = [[[L::splat(0.0); V]; P]; R];
+        let weights = &self.map.panels[panel * stride..];
         let x = &self.x[row * input..(row + R) * input];
         for i in 0..input {
             for p in 0..P {
-                // SAFETY: the panel ends within the matrix, as asserted; `offset + WIDTH` is at most 16.
-                let w = unsafe { L::load(weights.as_ptr().add(p * stride + i * PANEL)) };
+                // SAFETY: the panel ends within the matrix, as asserted; an offset and the width are at most 16 together.
+                let w = offsets.map(|offset| unsafe { L::load(weights.as_ptr().add(p * stride + i * PANEL + offset)) });
                 for r in 0..R {
                     // SAFETY: `x` has `R` rows of `input`.
-                    let x = unsafe { *x.as_ptr().add(r * input + i) };
-                    sums[r][p] = w.mul_add(L::splat(x), sums[r][p]);
+                    let x = L::splat(unsafe { *x.as_ptr().add(r * input + i) });
+                    for v in 0..V {
+                        sums[r][p][v] = w[v].mul_add(x, sums[r][p][v]);
+                    }
                 }
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (p, sum) in sums.iter().enumerate() {
+            for (p, v) in (0..P).flat_map(|p| (0..V).map(move |v| (p, v))) {
                 let mut lanes = [0.0_f32; PANEL];
-                sum.write(&mut lanes);
-                let first = (panel + p) * PANEL + offset;
+                sums[p][v].write(&mut lanes);
+                let first = (panel + p) * PANEL + offsets[v];
+                // The last panel may end before its second half begins.
                 let n = L::WIDTH.min(self.map.output.saturating_sub(first));
+                if n == 0 {
+                    continue;
+                }
                 let place = (row + r) * self.map.output + first;
                 // SAFETY: each panel's columns are written by the piece of work that has the panel.
                 let y = unsafe { self.y.slice(place..place + n) };
