@@ -29,7 +29,7 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate the policy of a run, with or without perturbations
     Eval(EvalArgs),
-    /// Train and evaluate a grid of experiments side by side
+    /// Train and evaluate a grid of experiments, or evaluate trained runs under perturbations of many strengths
     Sweep(SweepArgs),
     /// Train one cell of a sweep, for as long as the sweep runs
     #[command(name = crate::experiment::sweep::execute::CELL_COMMAND, hide = true)]
@@ -158,20 +158,38 @@ pub enum Mode {
 #[derive(Debug, Args)]
 #[command(after_help = SWEEP_HELP)]
 pub struct SweepArgs {
-    /// Recipe of a sweep, its TOML file, or the directory of an earlier sweep
-    #[arg(value_name = "RECIPE|FILE|DIR")]
-    pub sweep: String,
-    /// Directory of the sweep; sweeps/NAME if not given
+    /// Recipe of a sweep, its TOML file, or the directory of an earlier sweep; with --axis the directories of trained runs
+    #[arg(required = true, value_name = "RECIPE|FILE|DIR|RUN")]
+    pub sweep: Vec<String>,
+    /// Evaluate runs under this perturbation at these strengths; may be repeated
+    #[arg(long, value_name = "NAME=LEVEL,...")]
+    pub axis: Vec<String>,
+    /// Episodes per run, perturbation and level
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "axis")]
+    pub episodes: usize,
+    /// Seed of the episodes, which are the same for all runs and levels
+    #[arg(long, value_name = "SEED", default_value_t = 1000, requires = "axis")]
+    pub episode_seed: u64,
+    /// How actions are chosen; as the runs' configurations say if not given
+    #[arg(long, value_enum, value_name = "MODE", requires = "axis")]
+    pub mode: Option<Mode>,
+    /// Name of the runs that the others are compared with; those without regulariser if not given
+    #[arg(long, value_name = "NAME", requires = "axis")]
+    pub baseline: Option<String>,
+    /// return_agent_mean, return_team_sum, return_GROUP of a group of agents, or metric_NAME of the world
+    #[arg(long, value_name = "NAME", default_value = crate::run::results::DEFAULT_METRIC, requires = "axis")]
+    pub metric: String,
+    /// Directory of the sweep; sweeps/NAME if not given, sweeps/robustness with --axis
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Cells to train at once; one per core if not given
+    /// Cells to train or evaluate at once; one per core if not given
     #[arg(long, value_name = "N", conflicts_with_all = ["report_only", "dry_run"], value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
     /// Train nothing: write the table and the pictures of the cells that are finished
-    #[arg(long)]
+    #[arg(long, conflicts_with = "axis")]
     pub report_only: bool,
     /// Train nothing: check all cells and list them
-    #[arg(long, conflicts_with = "report_only")]
+    #[arg(long, conflicts_with_all = ["report_only", "axis"])]
     pub dry_run: bool,
 }
 
@@ -233,7 +251,15 @@ Every cell is an ordinary run in sweeps/NAME/cells. The same command goes on wit
 stopped: finished cells are kept, others continue from their checkpoints. A cell that fails does not
 stop the others; it is tried again next time.
 
+With --axis trained runs are evaluated instead, on the same episodes at every level: tables with
+intervals and pictures per perturbation, and one HTML page. Finished cells are never played again.
+An axis is a perturbation (see `steadfast list perturbations`), dynamics.CONSTANT, worst_agent
+(random actions of the one agent, found per run and level, whose malice hurts most), attack_linf or
+attack_l2 (observations changed by projected gradient ascent on the policy), or an inline table.
+
 Examples:
+  steadfast sweep runs/spread-* --axis observation_noise=0.1,0.2,0.4 --axis dynamics.mass=-0.5,1
+  steadfast sweep runs/spread-* --axis '{ malicious_action = { count = 1 } }=0.25,0.5,1'
   steadfast sweep pendulum-learning-rate --dry-run
   steadfast sweep my-sweep.toml --jobs 4
   steadfast sweep sweeps/losses --report-only"#;

@@ -11,6 +11,7 @@ mod list;
 mod plot;
 mod preferences;
 mod recipe;
+mod robustness;
 #[cfg(feature = "llm")]
 mod show_batch;
 mod sweep;
@@ -58,7 +59,7 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// Reads a choice that is written as an inline TOML table, as in `{ observation_noise = { magnitude = 0.2 } }`.
-fn inline<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
+pub(crate) fn inline<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
     let read = || T::deserialize(toml::de::ValueDeserializer::parse(text)?);
     read().map_err(|error: toml::de::Error| {
         Failure::Usage(ConfigError::new(flag, text, error.span(), Problem::from_serde(error.message())).into())

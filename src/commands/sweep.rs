@@ -21,7 +21,14 @@ use crate::terminal::CellLine;
 
 /// Trains what is not finished yet, and reports.
 pub fn run(arguments: &SweepArgs) -> Result<()> {
-    let sweep = read(&arguments.sweep)?;
+    if !arguments.axis.is_empty() {
+        return super::robustness::run(arguments);
+    }
+    let [name] = arguments.sweep.as_slice() else {
+        let message = format!("one sweep at a time, got {}", arguments.sweep.join(", "));
+        return Err(Failure::usage(message, "to evaluate trained runs under perturbations add --axis observation_noise=0.1,0.2"));
+    };
+    let sweep = read(name)?;
     let cells = cells(&sweep)?;
     picture::check(&sweep.config, &cells)?;
     let directory = SweepDirectory::at(arguments.output.clone().unwrap_or_else(|| sweep.output.clone()));
@@ -69,7 +76,8 @@ pub fn cell(run: PathBuf) -> Result<()> {
     train::run(&TrainArgs { resume: Some(run), ..Default::default() })
 }
 
-fn jobs(arguments: &SweepArgs) -> usize {
+/// Cells at once.
+pub(super) fn jobs(arguments: &SweepArgs) -> usize {
     arguments.jobs.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 

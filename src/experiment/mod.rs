@@ -6,5 +6,6 @@ pub mod evaluate;
 pub mod language;
 pub mod online;
 pub mod reward;
+pub mod robustness;
 pub mod sweep;
 pub mod window;

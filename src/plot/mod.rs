@@ -1,9 +1,12 @@
 //! Pictures of runs: learning curves, return against the strength of a perturbation, and the outcomes of sweeps.
 
+pub mod aggregate;
 pub mod curve;
 pub mod figure;
+pub mod heat_map;
 mod layout;
 pub mod margins;
+pub mod page;
 pub mod path;
 pub mod precision_recall;
 pub mod robustness;

@@ -104,14 +104,16 @@ impl Setting<'_> {
     }
 }
 
-/// Fields that say how strong a perturbation is.
-const LEVEL_FIELDS: [&str; 2] = ["magnitude", "probability"];
-
 /// Settings of a perturbation, with or without its strength, as a table.
 fn settings(perturbation: &PerturbationConfig, with_level: bool) -> toml::Value {
     let table = toml::Table::try_from(perturbation).unwrap_or_default();
     let inner = table.into_iter().next().and_then(|(_, v)| v.as_table().cloned()).unwrap_or_default();
-    let is_kept = |k: &str, v: &toml::Value| (with_level || !LEVEL_FIELDS.contains(&k)) && !v.as_array().is_some_and(Vec::is_empty);
+    let is_default = |k: &str, v: &toml::Value| match k {
+        "schedule" => v.as_str() == Some("constant"),
+        "randomize" => v.as_bool() == Some(false),
+        _ => v.as_array().is_some_and(Vec::is_empty),
+    };
+    let is_kept = |k: &str, v: &toml::Value| (with_level || !PerturbationConfig::LEVEL_FIELDS.contains(&k)) && !is_default(k, v);
     toml::Value::Table(inner.into_iter().filter(|(k, v)| is_kept(k, v)).collect())
 }
 
@@ -159,7 +161,7 @@ impl EvalRow {
             Some(toml::Value::Array(items)) => items.get(1..).unwrap_or_default(),
             _ => &[],
         };
-        let level_of = |table: &toml::Value| LEVEL_FIELDS.iter().find_map(|f| table.get(f)?.as_float());
+        let level_of = |table: &toml::Value| PerturbationConfig::LEVEL_FIELDS.iter().find_map(|f| table.get(f)?.as_float());
         std::iter::once(self.level).chain(others.iter().filter_map(level_of)).collect()
     }
 }

@@ -9,6 +9,7 @@ mod language;
 mod output;
 mod resume;
 mod reward;
+mod robustness;
 mod storage;
 mod sweep;
 mod train;

@@ -1,0 +1,238 @@
+//! `steadfast sweep RUN... --axis ...`: how robust trained policies are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use steadfast_envs::{ActMode, Perturbed};
+use tracing::warn;
+
+use super::eval::find;
+use super::{print, table};
+use crate::cli::{Mode, SweepArgs};
+use crate::config::report::suggest;
+use crate::experiment::robustness::axis::{Axis, Hardship};
+use crate::experiment::robustness::cell::{self, CELLS, Cell};
+use crate::experiment::robustness::evaluate::{self, Play, Trained};
+use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
+use crate::failure::{Failure, Result};
+use crate::plot::figure::{Drawing, svg};
+use crate::plot::page::Page;
+use crate::plot::save;
+use crate::plot::table::{Group, RunData, environments, groups};
+use crate::run::directory::{RunDirectory, RunLock};
+use crate::run::log::write_whole;
+
+/// Evaluates what is not evaluated yet, and reports.
+pub fn run(arguments: &SweepArgs) -> Result<()> {
+    let axes: Vec<Axis> = arguments.axis.iter().map(|text| Axis::parse(text)).collect::<Result<_>>()?;
+    if let Some(twice) = axes.iter().enumerate().find(|(i, axis)| axes[..*i].iter().any(|other| other.label == axis.label)) {
+        return Err(Failure::usage(format!("--axis {} is given twice", twice.1.label), "put all levels into one --axis"));
+    }
+    if arguments.episodes == 0 {
+        return Err(Failure::usage("--episodes must be at least 1", "100 is the default"));
+    }
+    let paths: Vec<PathBuf> = arguments.sweep.iter().map(PathBuf::from).collect();
+    let data = RunData::read_all(&paths)?;
+    let trained: Vec<Trained> = data.iter().map(|run| open(&run.path)).collect::<Result<_>>()?;
+    check(&trained, &axes)?;
+    let world = trained[0].config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+    let axes: Vec<Axis> = axes.into_iter().map(|axis| axis.in_world(world.spec())).collect();
+    let groups = groups(&data);
+    let methods: Vec<Method> = groups.iter().map(method).collect();
+    let baseline = baseline(arguments.baseline.as_deref(), &groups)?;
+    let directory = arguments.output.clone().unwrap_or_else(|| PathBuf::from("sweeps/robustness"));
+    let _lock = claim(&directory)?;
+    let mode = arguments.mode.map(|mode| match mode {
+        Mode::Greedy => ActMode::Greedy,
+        Mode::Sample => ActMode::Sample,
+    });
+    let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode };
+    let jobs = super::sweep::jobs(arguments);
+    let cells = evaluate::cells(&directory, &trained, &axes, play, jobs)?;
+    let names: BTreeSet<&str> = cells.iter().flat_map(|cell| cell.scores.keys()).map(String::as_str).collect();
+    if !names.contains(arguments.metric.as_str()) {
+        let names: Vec<&str> = names.into_iter().collect();
+        return Err(Failure::usage(format!("no cell has a score `{}`", arguments.metric), suggest(&arguments.metric, &names)));
+    }
+    let environment = environments(&data);
+    let report = Report::new(&methods, &axes, baseline, &cells, &arguments.metric, &environment);
+    print(&write(&directory, &report, &methods, &axes, &cells, arguments, &environment)?)
+}
+
+/// A run with its newest complete checkpoint.
+fn open(path: &Path) -> Result<Trained> {
+    let run = RunDirectory::open(path)?;
+    let config = run.online_config()?;
+    let checkpoint = find(&run, None)?;
+    let step = checkpoint.progress.step;
+    if step < config.total_steps {
+        warn!("{} has been trained for {step} of its {} steps; that policy is evaluated", path.display(), config.total_steps);
+    }
+    Ok(Trained { run: path.display().to_string(), config, checkpoint })
+}
+
+/// All runs must be of one world, and every axis must exist there.
+fn check(runs: &[Trained], axes: &[Axis]) -> Result<()> {
+    let first = &runs[0];
+    if let Some(other) = runs.iter().find(|run| run.config.env != first.config.env) {
+        return Err(Failure::usage(
+            format!("{} and {} have different settings of `{}`", first.run, other.run, first.config.env.name()),
+            "sweep over runs of one world; the settings are in their config.toml",
+        ));
+    }
+    for axis in axes {
+        for &level in &axis.levels {
+            let Hardship::Perturbation(perturbation) = axis.hardship.with_level(level) else { continue };
+            let world = first.config.env.build().map_err(|e| Failure::usage(e.to_string(), "give runs of worlds that can be perturbed"))?;
+            let fits = perturbation.validate(world.spec()).and_then(|()| Perturbed::new(world, &[perturbation]).map(drop));
+            fits.map_err(|e| {
+                let help = "`steadfast list perturbations` shows all; the message says what this world has";
+                Failure::usage(format!("--axis {} does not fit at level {level}: {e}", axis.label), help)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn method(group: &Group<'_>) -> Method {
+    let run = |run: &&RunData| (run.config.seed(), run.path.display().to_string());
+    Method { label: group.label.clone(), runs: group.members.iter().map(run).collect() }
+}
+
+/// The method that the others are compared with: the one that was asked for, else the only one without regulariser and
+/// perturbed training, else the first.
+fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
+    if let Some(wanted) = wanted {
+        let labels: Vec<&str> = groups.iter().map(|g| g.label.as_str()).collect();
+        return labels
+            .iter()
+            .position(|label| *label == wanted)
+            .ok_or_else(|| Failure::usage(format!("no runs are called `{wanted}`"), suggest(wanted, &labels)));
+    }
+    let is_plain = |group: &Group<'_>| {
+        let config = group.members[0].config.clone().online();
+        config.is_some_and(|c| c.regularizer.is_none() && c.perturb.is_empty())
+    };
+    let plain: Vec<usize> = (0..groups.len()).filter(|&i| is_plain(&groups[i])).collect();
+    Ok(if let [only] = plain.as_slice() { *only } else { 0 })
+}
+
+/// Creates the directory and takes the right to write there.
+fn claim(directory: &Path) -> Result<RunLock> {
+    let mut entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    if !directory.join(CELLS).is_file() && entries.any(|e| e.file_name() != "sweep.lock") {
+        let message = format!("{} exists and holds something else than evaluated cells", directory.display());
+        return Err(Failure::usage(message, "choose another --output"));
+    }
+    std::fs::create_dir_all(directory)
+        .map_err(|e| Failure::usage(format!("cannot create {}: {e}", directory.display()), "choose a writable directory with --output"))?;
+    RunLock::take(directory, "sweep.lock")
+}
+
+/// Writes the tables and pictures; returns what is printed.
+fn write(
+    directory: &Path,
+    report: &Report<'_>,
+    methods: &[Method],
+    axes: &[Axis],
+    cells: &[Cell],
+    arguments: &SweepArgs,
+    environment: &str,
+) -> Result<String> {
+    write_results(&directory.join("results.csv"), methods, cells)?;
+    let sections = report.sections();
+    let mut text = String::new();
+    for section in &sections {
+        let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
+        text.push_str(&format!("{}\n{}\n", section.title, table(&header, &section.rows)));
+    }
+    text.push_str(DEFINITIONS);
+    text.push('\n');
+    write_whole(&directory.join("table.txt"), text.as_bytes())?;
+    let mut written = vec![directory.join("results.csv"), directory.join("table.txt")];
+    let mut pictures = Vec::new();
+    if methods.len() > 1 {
+        picture(directory, "heat-map", &report.heat_map(), &mut pictures, &mut written)?;
+    }
+    for (axis, panel) in axes.iter().zip(report.level_curves()) {
+        picture(directory, &file_name(&axis.label), [panel].as_slice(), &mut pictures, &mut written)?;
+    }
+    picture(directory, "profile", [report.profile()].as_slice(), &mut pictures, &mut written)?;
+    let command = command(arguments);
+    let seeds: BTreeSet<&u64> = methods.iter().flat_map(|m| m.runs.keys()).collect();
+    let summary = format!(
+        "{} of {} methods in {environment} over {} training seeds; {} episodes per cell, the same ones for all (seed {}).",
+        arguments.metric,
+        methods.len(),
+        seeds.len(),
+        arguments.episodes,
+        arguments.episode_seed
+    );
+    let page = Page {
+        title: &format!("Robustness: {environment}"),
+        summary: &summary,
+        sections: &sections,
+        definitions: DEFINITIONS,
+        pictures: &pictures,
+        command: &command,
+    };
+    write_whole(&directory.join("report.html"), page.html()?.as_bytes())?;
+    written.push(directory.join("report.html"));
+    let written: String = written.iter().map(|p| format!("{}\n", p.display())).collect();
+    Ok(format!("{text}\n{written}"))
+}
+
+fn write_results(path: &Path, methods: &[Method], cells: &[Cell]) -> Result<()> {
+    let names: BTreeSet<&String> = cells.iter().flat_map(|cell| cell.scores.keys()).collect();
+    let names: Vec<String> = names.into_iter().cloned().collect();
+    let owner: BTreeMap<&str, (&str, u64)> =
+        methods.iter().flat_map(|m| m.runs.iter().map(|(seed, run)| (run.as_str(), (m.label.as_str(), *seed)))).collect();
+    let mut records = vec![cell::header(&["method", "run_seed"], &names)];
+    for cell in cells {
+        let (label, seed) = owner.get(cell.key.run.as_str()).copied().unwrap_or_default();
+        records.push(cell::record(&[label.to_string(), seed.to_string()], cell, &names));
+    }
+    write_whole(path, &cell::lines(records.iter().map(Vec::as_slice)))
+}
+
+/// Draws a picture in both formats, notes the files and keeps the SVG for the page.
+fn picture<D: Drawing + ?Sized>(
+    directory: &Path,
+    name: &str,
+    drawing: &D,
+    pictures: &mut Vec<String>,
+    written: &mut Vec<PathBuf>,
+) -> Result<()> {
+    for extension in ["svg", "png"] {
+        let path = directory.join("plots").join(format!("{name}.{extension}"));
+        save(drawing, &path)?;
+        written.push(path);
+    }
+    pictures.push(svg(drawing).map_err(|reason| Failure::run(format!("cannot draw {name}: {reason}")))?);
+    Ok(())
+}
+
+/// A label with what file names do not like replaced.
+fn file_name(label: &str) -> String {
+    label.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect::<String>().trim_matches('-').to_string()
+}
+
+/// The command line again, as a shell takes it.
+fn command(arguments: &SweepArgs) -> String {
+    let quoted = |text: &str| {
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "_-./=,+:".contains(c));
+        if is_plain { text.to_string() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    let mut words = vec!["steadfast sweep".to_string()];
+    words.extend(arguments.sweep.iter().map(|run| quoted(run)));
+    words.extend(arguments.axis.iter().map(|axis| format!("--axis {}", quoted(axis))));
+    words.push(format!("--episodes {} --episode-seed {} --metric {}", arguments.episodes, arguments.episode_seed, arguments.metric));
+    match arguments.mode {
+        Some(Mode::Greedy) => words.push("--mode greedy".to_string()),
+        Some(Mode::Sample) => words.push("--mode sample".to_string()),
+        None => {}
+    }
+    words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));
+    words.extend(arguments.output.iter().map(|path| format!("--output {}", quoted(&path.display().to_string()))));
+    words.join(" ")
+}

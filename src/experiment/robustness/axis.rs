@@ -1,0 +1,200 @@
+//! What is perturbed, and how strongly.
+
+use steadfast_agents::regularizers::lipschitz::{Norm, ObservationAttackConfig};
+use steadfast_envs::perturb::{DynamicsConfig, MaliciousActionConfig};
+use steadfast_envs::{EnvSpec, PerturbationConfig};
+
+use crate::config::report::suggest;
+use crate::failure::{Failure, Result};
+
+/// A perturbation with its levels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Axis {
+    /// Name in tables and pictures.
+    pub label: String,
+    /// What is done; its own strength is replaced by each level in turn.
+    pub hardship: Hardship,
+    /// Strengths in increasing order, 0 among them: the unperturbed world.
+    pub levels: Vec<f64>,
+    /// Labels and perturbations of which each run meets the one that hurts it most; one, but for a search.
+    pub variants: Vec<(String, Hardship)>,
+}
+
+/// What a trained policy must live with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Hardship {
+    /// A perturbed world.
+    Perturbation(PerturbationConfig),
+    /// An attacker who knows the policy and changes what it observes.
+    Attack(ObservationAttackConfig),
+}
+
+impl Hardship {
+    /// The same at another strength.
+    pub fn with_level(&self, level: f64) -> Self {
+        match self {
+            Self::Perturbation(perturbation) => Self::Perturbation(perturbation.with_level(level)),
+            Self::Attack(config) => Self::Attack(ObservationAttackConfig { radius: level, ..config.clone() }),
+        }
+    }
+}
+
+/// The axis of an attack on observations, and its ball.
+const ATTACKS: [(&str, Norm); 2] = [("attack_linf", Norm::Linf), ("attack_l2", Norm::L2)];
+
+/// The axis that looks for the agent whose malice hurts most.
+const WORST_AGENT: &str = "worst_agent";
+
+impl Axis {
+    /// Reads `NAME=LEVEL,LEVEL,...`. NAME is a perturbation (`observation_noise`), a physical constant
+    /// (`dynamics.mass`), `worst_agent` (random actions of the one agent, found per run and level, whose malice hurts most), `attack_linf` or `attack_l2` (observations changed by projected gradient ascent on the policy), or an
+    /// inline table with further settings (`{ malicious_action = { count = 1 } }`).
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] naming what is wrong.
+    pub fn parse(text: &str) -> Result<Self> {
+        let usage = |message: String| Failure::usage(message, "write --axis NAME=LEVELS, as in --axis observation_noise=0.1,0.2,0.4");
+        let Some((name, levels)) = text.rsplit_once('=') else {
+            return Err(usage(format!("--axis {text} has no levels")));
+        };
+        let mut parsed = vec![0.0];
+        for level in levels.split(',') {
+            match level.trim().parse::<f64>() {
+                Ok(level) if level.is_finite() => parsed.push(level),
+                _ => return Err(usage(format!("`{}` in --axis {text} is not a number", level.trim()))),
+            }
+        }
+        parsed.sort_by(f64::total_cmp);
+        parsed.dedup();
+        if parsed.len() < 2 {
+            return Err(usage(format!("--axis {text} needs a level other than 0")));
+        }
+        let name = name.trim();
+        let (label, hardship) = if name.starts_with('{') {
+            let perturbation: PerturbationConfig = crate::commands::inline("--axis", name)?;
+            (label_of(&perturbation), Hardship::Perturbation(perturbation))
+        } else if let Some(constant) = name.strip_prefix("dynamics.") {
+            let config = DynamicsConfig { constant: constant.to_string(), ..DynamicsConfig::default() };
+            (name.to_string(), Hardship::Perturbation(PerturbationConfig::Dynamics(config)))
+        } else if name == WORST_AGENT {
+            (name.to_string(), Hardship::Perturbation(PerturbationConfig::MaliciousAction(MaliciousActionConfig::default())))
+        } else if let Some((_, norm)) = ATTACKS.iter().find(|(attack, _)| *attack == name) {
+            if parsed[0] < 0.0 {
+                return Err(usage(format!("the radius {} in --axis {text} is below 0", parsed[0])));
+            }
+            (name.to_string(), Hardship::Attack(ObservationAttackConfig { norm: *norm, ..ObservationAttackConfig::default() }))
+        } else {
+            let known: Vec<&str> =
+                PerturbationConfig::LIST.iter().map(|(name, _)| *name).chain([WORST_AGENT]).chain(ATTACKS.map(|(name, _)| name)).collect();
+            if !known.contains(&name) {
+                return Err(Failure::usage(format!("there is no perturbation `{name}`"), suggest(name, &known)));
+            }
+            if name == "dynamics" {
+                let help = "write --axis dynamics.mass=-0.5,0.5; a wrong name is answered with the world's constants";
+                return Err(Failure::usage("--axis dynamics does not say which constant", help));
+            }
+            (name.to_string(), Hardship::Perturbation(crate::commands::inline("--axis", &format!("{{ {name} = {{}} }}"))?))
+        };
+        if matches!(hardship, Hardship::Perturbation(PerturbationConfig::RewardNoise(_))) {
+            let help = "it is meant for training: `[[perturb]]` with `[perturb.reward_noise]`";
+            return Err(Failure::usage("noise on rewards does not change what a trained policy does", help));
+        }
+        let variants = vec![(label.clone(), hardship.clone())];
+        Ok(Self { label, hardship, levels: parsed, variants })
+    }
+
+    /// Fills in what depends on the world: the agents that are searched.
+    pub fn in_world(mut self, spec: &EnvSpec) -> Self {
+        if self.label == WORST_AGENT {
+            let variant = |agent: &steadfast_envs::AgentSpec| {
+                let config = MaliciousActionConfig { agents: vec![agent.name.clone()], ..MaliciousActionConfig::default() };
+                (format!("{WORST_AGENT}:{}", agent.name), Hardship::Perturbation(PerturbationConfig::MaliciousAction(config)))
+            };
+            self.variants = spec.agents.iter().map(variant).collect();
+        }
+        self
+    }
+
+    /// What the horizontal axis of a picture shows.
+    pub fn quantity(&self) -> String {
+        let perturbation = match &self.hardship {
+            Hardship::Attack(_) => return "radius of the attack, in units of the features".to_string(),
+            Hardship::Perturbation(perturbation) => perturbation,
+        };
+        let quantity = match perturbation {
+            PerturbationConfig::ObservationNoise(_) => "standard magnitude of the noise, in units of the feature",
+            PerturbationConfig::ObservationBias(_) => "size of the offset, in units of the feature",
+            PerturbationConfig::ObservationDropout(_) => "probability that a feature is missing",
+            PerturbationConfig::ObservationDelay(_) => "age of observations (steps)",
+            PerturbationConfig::CommunicationNoise(_) => "magnitude of the noise on messages",
+            PerturbationConfig::MaliciousAction(_) if self.label == WORST_AGENT => {
+                "probability that an action of the agent that matters most is replaced"
+            }
+            PerturbationConfig::MaliciousAction(_) => "probability that an action is replaced",
+            PerturbationConfig::ActuatorLoss(_) => "share of the action that is lost",
+            PerturbationConfig::Dynamics(c) => return format!("relative change of {}", c.constant.replace('_', " ")),
+            PerturbationConfig::RewardNoise(_) => "magnitude of the noise on rewards",
+        };
+        quantity.to_string()
+    }
+}
+
+/// A name with those settings that differ from their defaults.
+fn label_of(perturbation: &PerturbationConfig) -> String {
+    let name = perturbation.name();
+    let table = |p: &PerturbationConfig| toml::Table::try_from(p).unwrap_or_default().remove(name);
+    let default = crate::commands::inline::<PerturbationConfig>("--axis", &format!("{{ {name} = {{}} }}"));
+    let (Some(toml::Value::Table(own)), Ok(default)) = (table(perturbation), default) else { return name.to_string() };
+    let Some(toml::Value::Table(default)) = table(&default) else { return name.to_string() };
+    let words: Vec<String> = own
+        .iter()
+        .filter(|(key, value)| !PerturbationConfig::LEVEL_FIELDS.contains(&key.as_str()) && default.get(*key) != Some(*value))
+        .map(|(key, value)| format!("{key}={}", value.to_string().replace('"', "")))
+        .collect();
+    if words.is_empty() { name.to_string() } else { format!("{name}({})", words.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axes_are_read_in_three_forms() {
+        let axis = Axis::parse("observation_noise=0.4,0.1").unwrap();
+        assert_eq!((axis.label.as_str(), axis.levels.as_slice()), ("observation_noise", [0.0, 0.1, 0.4].as_slice()));
+        let axis = Axis::parse("dynamics.damping=-0.5,0,0.5").unwrap();
+        assert_eq!(axis.levels, [-0.5, 0.0, 0.5]);
+        assert!(matches!(&axis.hardship, Hardship::Perturbation(PerturbationConfig::Dynamics(c)) if c.constant == "damping"));
+        let axis = Axis::parse(r#"{ malicious_action = { count = 1, behaviour = "frozen" } }=0.5,1"#).unwrap();
+        assert_eq!(axis.label, "malicious_action(behaviour=frozen; count=1)");
+        assert_eq!(axis.levels, [0.0, 0.5, 1.0]);
+    }
+
+    #[test]
+    fn a_search_tries_every_agent() {
+        let spec = steadfast_envs::EnvConfig::SimpleSpread(Default::default()).build().unwrap().spec().clone();
+        let axis = Axis::parse("worst_agent=0.5").unwrap().in_world(&spec);
+        let labels: Vec<&str> = axis.variants.iter().map(|(label, _)| label.as_str()).collect();
+        assert_eq!(labels, ["worst_agent:agent_0", "worst_agent:agent_1", "worst_agent:agent_2"]);
+        let second = &axis.variants[1].1;
+        assert!(matches!(second, Hardship::Perturbation(PerturbationConfig::MaliciousAction(c)) if c.agents == ["agent_1"]));
+        assert_eq!(Axis::parse("observation_noise=1").unwrap().in_world(&spec).variants.len(), 1);
+    }
+
+    #[test]
+    fn wrong_axes_are_refused_with_a_reason() {
+        for (text, word) in [
+            ("observation_noise", "no levels"),
+            ("observation_noise=a", "`a`"),
+            ("observation_noise=0", "other than 0"),
+            ("observation_noize=1", "`observation_noise`"),
+            ("dynamics=1", "which constant"),
+            ("attack_linf=-1", "below 0"),
+            ("reward_noise=1", "training"),
+            ("{ observation_noise = { lav = 1 } }=1", "lav"),
+        ] {
+            let message = Axis::parse(text).unwrap_err().render(false, 200);
+            assert!(message.contains(word), "{text}: {message}");
+        }
+    }
+}

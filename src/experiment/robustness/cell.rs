@@ -1,0 +1,208 @@
+//! The outcome of one policy under one perturbation: a line of `cells.csv`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use steadfast_envs::{EnvSpec, EpisodeLog};
+
+use crate::failure::{Failure, Result};
+
+/// Name of the log of finished cells.
+pub const CELLS: &str = "cells.csv";
+
+/// What a cell is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Run directory as it was given.
+    pub run: String,
+    /// Steps of training behind the policy.
+    pub step: u64,
+    /// Name of the perturbation and its settings; `none` for the unperturbed world.
+    pub axis: String,
+    /// Strength, in the shortest digits that give it back.
+    pub level: String,
+    /// `greedy` or `sample`.
+    pub mode: String,
+    /// Seed of the episodes.
+    pub seed: u64,
+    /// Number of episodes.
+    pub episodes: usize,
+}
+
+/// Mean of a number over episodes, and over the lowest tenth of the episodes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Score {
+    /// Mean over all episodes.
+    pub mean: f64,
+    /// Mean over the tenth with the lowest values, at least one episode.
+    pub worst_decile: f64,
+}
+
+impl Score {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_unstable_by(f64::total_cmp);
+        let mean = |v: &[f64]| v.iter().sum::<f64>() / v.len().max(1) as f64;
+        let worst = values.len().div_ceil(10).max(1).min(values.len());
+        Self { mean: mean(&values), worst_decile: mean(&values[..worst]) }
+    }
+}
+
+/// A finished cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// What it is.
+    pub key: Key,
+    /// Scores by name: `return_agent_mean`, `return_team_sum`, `return_GROUP` for each of several groups of agents, and the
+    /// world's own numbers as `metric_NAME`.
+    pub scores: BTreeMap<String, Score>,
+}
+
+/// Scores of the episodes of an evaluation.
+pub fn scores(spec: &EnvSpec, episodes: &EpisodeLog) -> BTreeMap<String, Score> {
+    let of = |f: &dyn Fn(&steadfast_envs::EpisodeStats<'_>) -> f64| Score::of(episodes.iter().map(|e| f(&e)).collect());
+    let mut scores = BTreeMap::new();
+    scores.insert("return_agent_mean".to_string(), of(&|e| e.agent_mean()));
+    scores.insert("return_team_sum".to_string(), of(&|e| e.team_sum()));
+    let groups: BTreeSet<&str> = spec.agents.iter().map(|a| a.group.as_str()).collect();
+    if groups.len() > 1 {
+        for group in groups {
+            let members: Vec<usize> = (0..spec.n_agents()).filter(|&i| spec.agents[i].group == group).collect();
+            let mean = |e: &steadfast_envs::EpisodeStats<'_>| members.iter().map(|&i| e.returns[i]).sum::<f64>() / members.len() as f64;
+            scores.insert(format!("return_{group}"), of(&mean));
+        }
+    }
+    for (i, name) in spec.episode_metrics.iter().enumerate() {
+        scores.insert(format!("metric_{name}"), of(&|e| e.metrics[i]));
+    }
+    scores
+}
+
+const KEY_COLUMNS: [&str; 7] = ["run", "step", "axis", "level", "mode", "seed", "episodes"];
+const WORST: &str = "_worst_decile";
+
+/// The header of a table of cells with these scores, behind the columns `before`.
+pub fn header(before: &[&str], names: &[String]) -> Vec<String> {
+    let scores = names.iter().flat_map(|name| [name.clone(), format!("{name}{WORST}")]);
+    before.iter().chain(&KEY_COLUMNS).map(ToString::to_string).chain(scores).collect()
+}
+
+/// The fields of a cell under [`header`].
+pub fn record(before: &[String], cell: &Cell, names: &[String]) -> Vec<String> {
+    let Key { run, step, axis, level, mode, seed, episodes } = &cell.key;
+    let key = [run.clone(), step.to_string(), axis.clone(), level.clone(), mode.clone(), seed.to_string(), episodes.to_string()];
+    let text = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
+    let scores = names.iter().flat_map(|name| {
+        let score = cell.scores.get(name);
+        [text(score.map(|s| s.mean)), text(score.map(|s| s.worst_decile))]
+    });
+    before.iter().cloned().chain(key).chain(scores).collect()
+}
+
+/// Records as lines of CSV.
+pub fn lines<'a>(records: impl IntoIterator<Item = &'a [String]>) -> Vec<u8> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for record in records {
+        writer.write_record(record).expect("writing to memory cannot fail");
+    }
+    writer.into_inner().expect("flushing memory cannot fail")
+}
+
+/// Reads a log of cells; an unfinished last line is left out.
+///
+/// # Errors
+/// [`Failure::Run`] naming the file and the line.
+pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
+    let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+    let broken = |reason: String| {
+        Failure::run_with_help(
+            format!("cannot read {}: {reason}", path.display()),
+            "remove the broken line, or the file to evaluate all cells again",
+        )
+    };
+    let mut reader = csv::Reader::from_reader(&text[..finished]);
+    let header = reader.headers().map_err(|e| broken(e.to_string()))?.clone();
+    let mut cells = Vec::new();
+    for (i, record) in reader.records().enumerate() {
+        let line = i + 2;
+        let record = record.map_err(|e| broken(e.to_string()))?;
+        let fields: BTreeMap<&str, &str> = header.iter().zip(&record).collect();
+        let field = |name: &str| fields.get(name).copied().ok_or_else(|| broken(format!("line {line} has no column `{name}`")));
+        let number = |name: &str| -> Result<u64> {
+            let text = field(name)?;
+            text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a whole number")))
+        };
+        let mut scores = BTreeMap::new();
+        for (name, text) in &fields {
+            let Some(base) = name.strip_suffix(WORST) else { continue };
+            if text.is_empty() {
+                continue;
+            }
+            let value = |name: &str| -> Result<f64> {
+                let text = field(name)?;
+                text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a number")))
+            };
+            scores.insert(base.to_string(), Score { mean: value(base)?, worst_decile: value(name)? });
+        }
+        let key = Key {
+            run: field("run")?.to_string(),
+            step: number("step")?,
+            axis: field("axis")?.to_string(),
+            level: field("level")?.to_string(),
+            mode: field("mode")?.to_string(),
+            seed: number("seed")?,
+            episodes: number("episodes")? as usize,
+        };
+        cells.push(Cell { key, scores });
+    }
+    Ok(cells)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cell(level: &str) -> Cell {
+        let key = Key {
+            run: "runs/a, \"b\"".to_string(),
+            step: 5,
+            axis: "observation_noise".to_string(),
+            level: level.to_string(),
+            mode: "greedy".to_string(),
+            seed: 3,
+            episodes: 20,
+        };
+        let scores = [("return_agent_mean", -1.5), ("metric_x", 0.1 + 0.2)];
+        Cell { key, scores: scores.map(|(n, v)| (n.to_string(), Score { mean: v, worst_decile: v - 1.0 })).into() }
+    }
+
+    #[test]
+    fn cells_read_back_bit_for_bit_and_unfinished_lines_are_left_out() {
+        let names: Vec<String> = cell("0").scores.keys().cloned().collect();
+        let cells = [cell("0"), cell("0.1")];
+        let records: Vec<Vec<String>> = std::iter::once(header(&[], &names)).chain(cells.iter().map(|c| record(&[], c, &names))).collect();
+        let mut text = lines(records.iter().map(Vec::as_slice));
+        let path = Path::new("cells.csv");
+        assert_eq!(parse(path, &text).unwrap(), cells);
+        text.extend(b"runs/c,5,obs");
+        assert_eq!(parse(path, &text).unwrap(), cells);
+        text.extend(b"\n");
+        assert!(parse(path, &text).unwrap_err().render(false, 200).contains("cells.csv"));
+    }
+
+    #[test]
+    fn the_worst_decile_is_the_lowest_tenth() {
+        let score = Score::of((0..20).map(f64::from).collect());
+        assert_eq!((score.mean, score.worst_decile), (9.5, 0.5));
+        let few = Score::of(vec![3.0, 1.0]);
+        assert_eq!((few.mean, few.worst_decile), (2.0, 1.0));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(Path::new("cells.csv"), &bytes);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Evaluates what is not evaluated yet, several cells at once.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use steadfast_envs::{ActMode, PerturbationConfig, SeedTree};
+
+use super::axis::{Axis, Hardship};
+use super::cell::{self, CELLS, Cell, Key};
+use crate::config::ExperimentConfig;
+use crate::experiment::build::{self, Ground};
+use crate::experiment::evaluate::Evaluator;
+use crate::failure::{Failure, Result};
+use crate::run::checkpoint::Checkpoint;
+use crate::run::log::LogFile;
+use crate::run::results::Source;
+use crate::terminal::CellLine;
+
+/// A trained policy.
+pub struct Trained {
+    /// Run directory as it was given.
+    pub run: String,
+    /// Its settings.
+    pub config: ExperimentConfig,
+    /// Its newest complete checkpoint.
+    pub checkpoint: Checkpoint,
+}
+
+/// How episodes are played.
+#[derive(Debug, Clone, Copy)]
+pub struct Play {
+    /// Episodes per cell.
+    pub episodes: usize,
+    /// Their seed: the same episodes for every policy and every level.
+    pub seed: u64,
+    /// How actions are chosen; as the run says if absent.
+    pub mode: Option<ActMode>,
+}
+
+/// A cell to evaluate.
+struct Task<'a> {
+    trained: &'a Trained,
+    hardship: Option<Hardship>,
+    mode: ActMode,
+    key: Key,
+}
+
+/// The cells of `runs` × `axes`, in this order; finished ones are read from the log in `directory`, the others are evaluated on
+/// `jobs` threads and logged as they finish.
+///
+/// # Errors
+/// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
+/// log.
+pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: Play, jobs: usize) -> Result<Vec<Cell>> {
+    let path = directory.join(CELLS);
+    let mut log = LogFile::open(&path)?;
+    let text = std::fs::read(&path).map_err(|e| Failure::file("read", &path, e))?;
+    let known = cell::parse(&path, &text)?;
+    // What a process that was killed left of its last line.
+    let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+    log.truncate(finished as u64)?;
+    let tasks = tasks(runs, axes, play);
+    let mut done: BTreeMap<Key, Cell> = known.into_iter().map(|cell| (cell.key.clone(), cell)).collect();
+    let pending: Vec<&Task<'_>> = tasks.iter().filter(|task| !done.contains_key(&task.key)).collect();
+    if !pending.is_empty() {
+        let finished = tasks.len() - pending.len();
+        tracing::info!(cells = tasks.len(), finished, jobs, "evaluating; the same command continues a stopped sweep");
+    }
+    let names = names_in(&text[..finished]).unwrap_or_default();
+    let mut line = CellLine::new(tasks.len(), tasks.len() - pending.len());
+    let mut writer = Writer { log: &mut log, names };
+    in_parallel(&pending, jobs, |task, outcome| {
+        let cell = outcome.map_err(|failure: Failure| failure.during(&format!("{} under {} failed", task.key.run, in_words(&task.key))))?;
+        writer.write(&cell)?;
+        line.advance(&format!("{} {}", task.key.run, in_words(&task.key)), "evaluated");
+        done.insert(task.key.clone(), cell);
+        Ok(())
+    })?;
+    line.finish();
+    Ok(tasks.iter().filter_map(|task| done.get(&task.key).cloned()).collect())
+}
+
+fn in_words(key: &Key) -> String {
+    if key.axis == "none" { "no perturbation".to_string() } else { format!("{} {}", key.axis, key.level) }
+}
+
+/// The unperturbed world once per run, then every axis at every level but 0.
+fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
+    for trained in runs {
+        let mode = play.mode.unwrap_or(trained.config.eval.mode);
+        let key = |axis: &str, level: f64| Key {
+            run: trained.run.clone(),
+            step: trained.checkpoint.progress.step,
+            axis: axis.to_string(),
+            level: level.to_string(),
+            mode: match mode {
+                ActMode::Greedy => "greedy",
+                ActMode::Sample => "sample",
+            }
+            .to_string(),
+            seed: play.seed,
+            episodes: play.episodes,
+        };
+        tasks.push(Task { trained, hardship: None, mode, key: key("none", 0.0) });
+        for axis in axes {
+            for &level in axis.levels.iter().filter(|level| **level != 0.0) {
+                for (label, hardship) in &axis.variants {
+                    let hardship = Some(hardship.with_level(level));
+                    tasks.push(Task { trained, hardship, mode, key: key(label, level) });
+                }
+            }
+        }
+    }
+    tasks
+}
+
+/// Works through tasks on some threads; `report` hears of each on this one. The first error it returns ends the work.
+fn in_parallel<'a>(tasks: &[&'a Task<'a>], jobs: usize, mut report: impl FnMut(&Task<'a>, Result<Cell>) -> Result<()>) -> Result<()> {
+    let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (sender, receiver) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, tasks.len().max(1)) {
+            let (sender, next, stopped) = (sender.clone(), &next, &stopped);
+            scope.spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    let Some(&task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                    // The receiver outlives the workers.
+                    let _ = sender.send((task, evaluate(task)));
+                }
+            });
+        }
+        drop(sender);
+        let mut first = Ok(());
+        for (task, outcome) in receiver {
+            if first.is_ok() {
+                first = report(task, outcome);
+                stopped.fetch_or(first.is_err(), Ordering::Relaxed);
+            }
+        }
+        first
+    })
+}
+
+fn evaluate(task: &Task<'_>) -> Result<Cell> {
+    // One thread of its own: a cell is small, and several run side by side.
+    build::thread_pool(1)?.install(|| {
+        let mut config = task.trained.config.clone();
+        config.eval.seed = task.key.seed;
+        let ground = Ground::of(&config)?;
+        let perturbations: Vec<PerturbationConfig> = match &task.hardship {
+            Some(Hardship::Perturbation(perturbation)) => vec![perturbation.clone()],
+            _ => Vec::new(),
+        };
+        let mut evaluator = Evaluator::new(&config, &ground, &perturbations, task.key.episodes, task.mode)?;
+        let spec = evaluator.spec().clone();
+        let mut learner = build::learner(&config, &ground, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let fits = learner.load_state(&task.trained.checkpoint.learner);
+        fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", task.trained.run), e))?;
+        if let Some(Hardship::Attack(attack)) = &task.hardship {
+            let seeds = SeedTree::new(task.key.seed).child("attack");
+            if !learner.set_attack(Some((attack, seeds))) {
+                return Err(Failure::run(format!("the policy of {} cannot be attacked", task.trained.run)));
+            }
+        }
+        let (_, episodes) = evaluator.run(learner.as_mut(), Source::Eval, task.key.step)?;
+        Ok(Cell { key: task.key.clone(), scores: cell::scores(&spec, &episodes) })
+    })
+}
+
+/// Appends cells to the log; the first one decides on the columns.
+struct Writer<'a> {
+    log: &'a mut LogFile,
+    names: Vec<String>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, cell: &Cell) -> Result<()> {
+        let mut records = Vec::new();
+        if self.names.is_empty() {
+            self.names = cell.scores.keys().cloned().collect();
+            records.push(cell::header(&[], &self.names));
+        }
+        records.push(cell::record(&[], cell, &self.names));
+        self.log.append(&cell::lines(records.iter().map(Vec::as_slice)))
+    }
+}
+
+/// Names of the scores in the header of a log; nothing without a header.
+fn names_in(text: &[u8]) -> Option<Vec<String>> {
+    let mut reader = csv::Reader::from_reader(text);
+    let header = reader.headers().ok()?.clone();
+    let names: Vec<String> = header.iter().filter_map(|h| h.strip_suffix("_worst_decile")).map(str::to_string).collect();
+    (!names.is_empty()).then_some(names)
+}

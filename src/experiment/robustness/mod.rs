@@ -1,0 +1,15 @@
+//! How robust trained policies are: run × perturbation × level, evaluated on the same episodes.
+//!
+//! ```text
+//! sweeps/NAME/
+//!     cells.csv        one line per finished cell, as it was evaluated
+//!     results.csv      the same cells in order, with their method
+//!     table.txt        statistics per axis
+//!     report.html      tables and pictures in one file
+//!     plots/           pictures
+//! ```
+
+pub mod axis;
+pub mod cell;
+pub mod evaluate;
+pub mod report;

@@ -1,0 +1,332 @@
+//! What finished cells say: statistics per axis, what they buy against a baseline, and their pictures.
+
+use std::collections::BTreeMap;
+
+use super::axis::Axis;
+use super::cell::{Cell, Score};
+use crate::plot::aggregate::{
+    area_under_curve, crossing, interquartile_mean, interval, mean, performance_profile, probability_of_improvement,
+};
+use crate::plot::figure::{Panel, Point, Series};
+use crate::plot::heat_map::HeatMap;
+use crate::plot::page::Section;
+use crate::plot::stats::{Summary, bootstrap};
+
+/// Runs of one experiment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Method {
+    /// Name in tables and pictures.
+    pub label: String,
+    /// Run by seed.
+    pub runs: BTreeMap<u64, String>,
+}
+
+/// Cells, ready to be asked.
+pub struct Report<'a> {
+    methods: &'a [Method],
+    axes: &'a [Axis],
+    baseline: usize,
+    metric: &'a str,
+    scores: BTreeMap<(&'a str, &'a str, &'a str), Score>,
+    environment: &'a str,
+}
+
+/// How the numbers are defined, for below the tables.
+pub const DEFINITIONS: &str = "\
+Numbers are means over training seeds ± the half width of their 95 % t interval; [low, high] is a 95 % bootstrap interval over seeds. \
+AUC: mean return over the range of levels by the trapezoidal rule, level 0 included. Differences are to the baseline, paired by seed, on the \
+same episodes. P(better): probability that a seed of the method has a larger AUC than one of the baseline (1/2 for equal ones). IQM: mean of \
+the middle half. Worst tenth: mean over the tenth of the episodes with the lowest return, at the level where it is lowest. Crosses at: the first \
+level at which the method's mean rises above the baseline's. Nominal cost: the baseline's return without perturbation minus the method's, in per cent \
+of the baseline's size.";
+
+impl<'a> Report<'a> {
+    /// The cells of `methods` over `axes`, by their score `metric`.
+    pub fn new(methods: &'a [Method], axes: &'a [Axis], baseline: usize, cells: &'a [Cell], metric: &'a str, environment: &'a str) -> Self {
+        let score = |cell: &'a Cell| {
+            let key = (cell.key.run.as_str(), cell.key.axis.as_str(), cell.key.level.as_str());
+            cell.scores.get(metric).map(|score| (key, *score))
+        };
+        Self { methods, axes, baseline, metric, scores: cells.iter().filter_map(score).collect(), environment }
+    }
+
+    fn score(&self, run: &str, axis: &Axis, level: f64) -> Option<Score> {
+        let level_text = level.to_string();
+        let at = |label: &str| self.scores.get(&(run, label, level_text.as_str())).copied();
+        if level == 0.0 {
+            return at("none");
+        }
+        // Of several variants the worst one counts, once all are known.
+        let found: Vec<Score> = axis.variants.iter().map(|(label, _)| at(label)).collect::<Option<_>>()?;
+        found.into_iter().min_by(|a, b| a.mean.total_cmp(&b.mean))
+    }
+
+    /// Values at each level of an axis, of one run.
+    fn curve(&self, run: &str, axis: &Axis) -> Option<Vec<f64>> {
+        axis.levels.iter().map(|&level| self.score(run, axis, level).map(|s| s.mean)).collect()
+    }
+
+    /// Area under the curve of each seed.
+    fn areas(&self, method: &Method, axis: &Axis) -> BTreeMap<u64, f64> {
+        let area = |run: &String| area_under_curve(&axis.levels, &self.curve(run, axis)?);
+        method.runs.iter().filter_map(|(seed, run)| Some((*seed, area(run)?))).collect()
+    }
+
+    fn nominal(&self, method: &Method) -> BTreeMap<u64, f64> {
+        let value = |run: &String| self.scores.get(&(run.as_str(), "none", "0")).map(|s| s.mean);
+        method.runs.iter().filter_map(|(seed, run)| Some((*seed, value(run)?))).collect()
+    }
+
+    /// Mean over seeds at each level.
+    fn mean_curve(&self, method: &Method, axis: &Axis) -> Vec<f64> {
+        let curves: Vec<Vec<f64>> = method.runs.values().filter_map(|run| self.curve(run, axis)).collect();
+        (0..axis.levels.len()).map(|i| curves.iter().map(|c| c[i]).sum::<f64>() / curves.len().max(1) as f64).collect()
+    }
+
+    /// Differences of the seeds that both have.
+    fn paired(ours: &BTreeMap<u64, f64>, other: &BTreeMap<u64, f64>) -> Vec<f64> {
+        ours.iter().filter_map(|(seed, value)| Some(value - other.get(seed)?)).collect()
+    }
+
+    /// The tables: one per axis, then all axes together.
+    pub fn sections(&self) -> Vec<Section> {
+        let mut sections: Vec<Section> = self.axes.iter().map(|axis| self.axis_section(axis)).collect();
+        sections.push(self.total_section());
+        sections
+    }
+
+    fn axis_section(&self, axis: &Axis) -> Section {
+        let base = &self.methods[self.baseline];
+        let base_areas = self.areas(base, axis);
+        let mut header: Vec<String> = vec!["method".to_string(), "seeds".to_string()];
+        header.extend(axis.levels.iter().map(ToString::to_string));
+        header.extend(["AUC", "IQM of AUC", "worst tenth"].map(str::to_string));
+        header.extend([format!("AUC minus {}", base.label), "P(better)".to_string(), "crosses at".to_string()]);
+        let row = |(i, method): (usize, &Method)| {
+            let areas = self.areas(method, axis);
+            let values: Vec<f64> = areas.values().copied().collect();
+            let mut row = vec![method.label.clone(), method.runs.len().to_string()];
+            for &level in &axis.levels {
+                let at: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
+                row.push(plus_minus(&at));
+            }
+            row.push(plus_minus(&values));
+            let strata = [values.clone()];
+            row.push(with_interval(interquartile_mean(&strata), interval(&[&strata], |m| interquartile_mean(&m[0]))));
+            let worst = |run: &String| {
+                let all = axis.levels.iter().filter_map(|&level| Some(self.score(run, axis, level)?.worst_decile));
+                all.fold(None, |low: Option<f64>, v| Some(low.map_or(v, |l| l.min(v))))
+            };
+            row.push(plus_minus(&method.runs.values().filter_map(worst).collect::<Vec<_>>()));
+            if i == self.baseline {
+                row.extend(["", "", ""].map(str::to_string));
+            } else {
+                let paired = Self::paired(&areas, &base_areas);
+                row.push(with_interval(Summary::of(&paired).map(|s| s.mean), bootstrap(&paired)));
+                let other = [base_areas.values().copied().collect::<Vec<f64>>()];
+                let better = interval(&[&strata, &other], |m| probability_of_improvement(&m[0], &m[1]));
+                row.push(with_interval(probability_of_improvement(&strata, &other), better));
+                let crosses = crossing(&axis.levels, &self.mean_curve(method, axis), &self.mean_curve(base, axis));
+                row.push(crosses.map_or_else(|| "-".to_string(), |level| format!("{level:.3}")));
+            }
+            row
+        };
+        Section { title: axis.label.clone(), header, rows: self.methods.iter().enumerate().map(row).collect() }
+    }
+
+    fn total_section(&self) -> Section {
+        let base = &self.methods[self.baseline];
+        let strata =
+            |method: &Method| -> Vec<Vec<f64>> { self.axes.iter().map(|a| self.areas(method, a).into_values().collect()).collect() };
+        let (base_strata, base_nominal) = (strata(base), self.nominal(base));
+        let header = ["method", "seeds", "nominal", "nominal cost %", "mean AUC", "IQM of AUC", "P(better)"].map(str::to_string);
+        let row = |(i, method): (usize, &Method)| {
+            let (own, nominal) = (strata(method), self.nominal(method));
+            let values: Vec<f64> = nominal.values().copied().collect();
+            let mut row = vec![method.label.clone(), method.runs.len().to_string(), plus_minus(&values)];
+            if i == self.baseline {
+                row.push(String::new());
+            } else {
+                let size = mean(&[base_nominal.values().copied().collect()]).map_or(f64::NAN, f64::abs);
+                let cost: Vec<f64> = Self::paired(&nominal, &base_nominal).iter().map(|d| -100.0 * d / size).collect();
+                row.push(with_interval(Summary::of(&cost).map(|s| s.mean), bootstrap(&cost)));
+            }
+            row.push(with_interval(mean(&own), interval(&[&own], |m| mean(&m[0]))));
+            row.push(with_interval(interquartile_mean(&own), interval(&[&own], |m| interquartile_mean(&m[0]))));
+            if i == self.baseline {
+                row.push(String::new());
+            } else {
+                let better = interval(&[&own, &base_strata], |m| probability_of_improvement(&m[0], &m[1]));
+                row.push(with_interval(probability_of_improvement(&own, &base_strata), better));
+            }
+            row
+        };
+        Section { title: "all axes".to_string(), header: header.to_vec(), rows: self.methods.iter().enumerate().map(row).collect() }
+    }
+
+    /// Return against level with its band, one panel per axis.
+    pub fn level_curves(&self) -> Vec<Panel> {
+        let series = |axis: &Axis, method: &Method| {
+            let points = axis.levels.iter().filter_map(|&level| {
+                let values: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
+                Summary::of(&values).map(|s| Point { x: level, y: s.mean, half_width: s.half_width })
+            });
+            let n = method.runs.len();
+            let label = if n > 1 { format!("{} ({n} seeds)", method.label) } else { method.label.clone() };
+            Series { label, points: points.collect() }
+        };
+        let panel = |axis: &Axis| Panel {
+            title: format!("{}: {}", self.environment, axis.label),
+            note: "mean over seeds, band: 95 % interval over seeds".to_string(),
+            x_label: axis.quantity(),
+            y_label: self.metric.replace('_', " "),
+            series: self.methods.iter().map(|method| series(axis, method)).collect(),
+        };
+        self.axes.iter().map(panel).collect()
+    }
+
+    /// Share of all scores above a threshold, over seeds, axes and levels.
+    pub fn profile(&self) -> Panel {
+        let all = |method: &Method| -> Vec<Vec<f64>> {
+            let at = |axis: &Axis, level: f64| method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
+            self.axes.iter().flat_map(|axis| axis.levels.iter().map(move |&level| at(axis, level))).collect()
+        };
+        let scores: Vec<Vec<Vec<f64>>> = self.methods.iter().map(all).collect();
+        let (low, high) = scores.iter().flatten().flatten().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
+        let thresholds: Vec<f64> =
+            if low < high { (0..=60).map(|i| low + (high - low) * f64::from(i) / 60.0).collect() } else { vec![low] };
+        let series = |(method, scores): (&Method, &Vec<Vec<f64>>)| {
+            let shares = performance_profile(scores, &thresholds);
+            let points = thresholds.iter().zip(shares).map(|(&x, y)| Point { x, y, half_width: f64::INFINITY });
+            Series { label: method.label.clone(), points: points.collect() }
+        };
+        Panel {
+            title: format!("{}: performance profile", self.environment),
+            note: "share of all seeds, axes and levels with a return above the threshold".to_string(),
+            x_label: format!("threshold of {}", self.metric.replace('_', " ")),
+            y_label: "share above".to_string(),
+            series: self.methods.iter().zip(&scores).map(series).collect(),
+        }
+    }
+
+    /// What each method buys on each axis.
+    pub fn heat_map(&self) -> HeatMap {
+        let base = &self.methods[self.baseline];
+        let others = || self.methods.iter().enumerate().filter(|(i, _)| *i != self.baseline).map(|(_, m)| m);
+        let paired = |method: &Method| -> Vec<Vec<f64>> {
+            self.axes.iter().map(|axis| Self::paired(&self.areas(method, axis), &self.areas(base, axis))).collect()
+        };
+        let rows: Vec<Vec<Vec<f64>>> = others().map(paired).collect();
+        let is_told = |differences: &Vec<f64>| bootstrap(differences).is_some_and(|(low, high)| low > 0.0 || high < 0.0);
+        HeatMap {
+            title: format!("{}: AUC minus that of {}", self.environment, base.label),
+            note: "mean over paired seeds; framed where the 95 % bootstrap interval leaves out 0".to_string(),
+            rows: others().map(|m| m.label.clone()).collect(),
+            columns: self.axes.iter().map(|a| a.label.clone()).collect(),
+            values: rows.iter().map(|row| row.iter().map(|d| Summary::of(d).map(|s| s.mean)).collect()).collect(),
+            marked: rows.iter().map(|row| row.iter().map(is_told).collect()).collect(),
+        }
+    }
+}
+
+fn plus_minus(values: &[f64]) -> String {
+    match Summary::of(values) {
+        None => "-".to_string(),
+        Some(s) if s.half_width.is_finite() => format!("{:.3} ± {:.3}", s.mean, s.half_width),
+        Some(s) => format!("{:.3}", s.mean),
+    }
+}
+
+fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
+    match (value, interval) {
+        (None, _) => "-".to_string(),
+        (Some(value), None) => format!("{value:.3}"),
+        (Some(value), Some((low, high))) => format!("{value:.3} [{low:.3}, {high:.3}]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cell::Key;
+    use super::*;
+
+    fn cell(run: &str, axis: &str, level: f64, value: f64) -> Cell {
+        let key = Key {
+            run: run.to_string(),
+            step: 1,
+            axis: axis.to_string(),
+            level: level.to_string(),
+            mode: "greedy".to_string(),
+            seed: 0,
+            episodes: 10,
+        };
+        Cell { key, scores: [("r".to_string(), Score { mean: value, worst_decile: value - 2.0 })].into() }
+    }
+
+    /// The baseline falls from 10 by 20 per level, the other starts at 9 and falls by 10; seeds differ by a constant.
+    fn example() -> (Vec<Method>, Vec<Axis>, Vec<Cell>) {
+        let (mut methods, mut cells) = (Vec::new(), Vec::new());
+        for (label, start, slope) in [("plain", 10.0, -20.0), ("robust", 9.0, -10.0)] {
+            let mut runs = BTreeMap::new();
+            for seed in 0..5_u64 {
+                let run = format!("{label}-{seed}");
+                for level in [0.0, 0.1, 0.3] {
+                    let axis = if level == 0.0 { "none" } else { "observation_noise" };
+                    cells.push(cell(&run, axis, level, start + seed as f64 + slope * level));
+                }
+                runs.insert(seed, run);
+            }
+            methods.push(Method { label: label.to_string(), runs });
+        }
+        (methods, vec![Axis::parse("observation_noise=0.1,0.3").unwrap()], cells)
+    }
+
+    #[test]
+    fn tables_hold_the_numbers_of_a_known_case() {
+        let (methods, axes, cells) = example();
+        let sections = Report::new(&methods, &axes, 0, &cells, "r", "world").sections();
+        let column = |section: &Section, row: usize, name: &str| {
+            section.rows[row][section.header.iter().position(|h| h.starts_with(name)).unwrap()].clone()
+        };
+        let axis = &sections[0];
+        // Means over the seeds 0 to 4 add 2; the areas are those of lines: their values at the middle, 0.15.
+        assert!(column(axis, 0, "0.1").starts_with("10.000 ± "));
+        assert!(column(axis, 0, "AUC").starts_with("9.000 ± "));
+        assert!(column(axis, 1, "AUC").starts_with("9.500 ± "));
+        assert_eq!(column(axis, 1, "AUC minus plain"), "0.500 [0.500, 0.500]");
+        assert_eq!(column(axis, 0, "worst tenth").split(' ').next().unwrap(), "4.000");
+        assert_eq!(column(axis, 1, "crosses at"), "0.100");
+        // Of 25 pairs of seeds the robust one is larger in those with a seed of at least the other's: 15.
+        assert!(column(axis, 1, "P(better)").starts_with("0.600 ["), "{}", column(axis, 1, "P(better)"));
+        let total = sections.last().unwrap();
+        // 12 to 11 on average.
+        assert!(column(total, 1, "nominal cost").starts_with("8.333 ["));
+    }
+
+    #[test]
+    fn pictures_show_every_method() {
+        let (methods, axes, cells) = example();
+        let report = Report::new(&methods, &axes, 0, &cells, "r", "world");
+        let curves = report.level_curves();
+        assert_eq!((curves.len(), curves[0].series.len(), curves[0].series[0].points.len()), (1, 2, 3));
+        let profile = report.profile();
+        assert_eq!(profile.series[0].points.last().unwrap().y, 0.0);
+        assert!(profile.series[1].points[0].y > profile.series[0].points[0].y);
+        let map = report.heat_map();
+        assert_eq!((map.rows, map.marked), (vec!["robust".to_string()], vec![vec![true]]));
+        assert!((map.values[0][0].unwrap() - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn missing_cells_leave_gaps() {
+        let (methods, axes, mut cells) = example();
+        cells.retain(|c| c.key.run != "robust-3" || c.key.level == "0");
+        let sections = Report::new(&methods, &axes, 0, &cells, "r", "world").sections();
+        assert_eq!(sections[0].rows[1].len(), sections[0].header.len());
+        let none: Vec<Cell> = Vec::new();
+        let report = Report::new(&methods, &axes, 0, &none, "r", "world");
+        assert!(report.sections()[0].rows[0].contains(&"-".to_string()));
+        report.profile();
+        report.heat_map();
+    }
+}

@@ -1,0 +1,138 @@
+//! Trained runs under perturbations: `steadfast sweep RUN... --axis`.
+
+use std::collections::BTreeMap;
+
+use crate::command::{Place, TINY, names};
+
+const BASE: [&str; 7] =
+    ["total_steps=600", "robustness=[]", "perturb=[]", "eval.every_steps=0", "log.tensorboard=false", "threads=1", "slots=4"];
+
+/// Two methods over two seeds.
+fn trained() -> (Place, Vec<String>) {
+    let place = Place::new();
+    let mut runs = Vec::new();
+    for (name, regularizer) in [("plain", "regularizer=none"), ("ernie", "regularizer.lipschitz.weight=0.5")] {
+        for seed in ["1", "2"] {
+            let run = format!("runs/{name}-{seed}");
+            let (name, seed) = (format!("name={name}"), format!("seed={seed}"));
+            let mut arguments = vec!["train", TINY, &name, &seed, regularizer, "--output", &run];
+            arguments.extend(BASE);
+            place.succeed(&arguments);
+            runs.push(run);
+        }
+    }
+    (place, runs)
+}
+
+fn sweep<'a>(runs: &'a [String], rest: &[&'a str]) -> Vec<&'a str> {
+    let axes = ["--axis", "observation_noise=0.5,2", "--axis", "dynamics.mass=-0.5,1", "--episodes", "12"];
+    ["sweep"].into_iter().chain(runs.iter().map(String::as_str)).chain(axes).chain(rest.iter().copied()).collect()
+}
+
+#[test]
+fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
+    let (place, runs) = trained();
+    let answer = place.succeed(&sweep(&runs, &["--jobs", "2"]));
+    for word in ["observation_noise", "dynamics.mass", "all axes", "AUC minus plain", "nominal cost", "trapezoidal", "report.html"] {
+        assert!(answer.out.contains(word), "{word}: {}", answer.out);
+    }
+    let directory = place.path("sweeps/robustness");
+    assert_eq!(
+        names(&directory.join("plots")),
+        ["dynamics-mass", "heat-map", "observation_noise", "profile"].map(|n| [format!("{n}.png"), format!("{n}.svg")]).concat()
+    );
+    let table = place.read("sweeps/robustness/results.csv");
+    let mut reader = csv::Reader::from_reader(table.as_slice());
+    let header = reader.headers().unwrap().clone();
+    let rows: Vec<BTreeMap<String, String>> =
+        reader.records().map(|r| header.iter().map(str::to_string).zip(r.unwrap().iter().map(str::to_string)).collect()).collect();
+    // The unperturbed world once, and two levels of two axes, for each of four runs.
+    assert_eq!(rows.len(), 4 * 5);
+    let cell = |run: &str, axis: &str, level: &str| rows.iter().find(|r| r["run"] == run && r["axis"] == axis && r["level"] == level);
+    assert_eq!(cell(&runs[3], "dynamics.mass", "-0.5").map(|r| (r["method"].as_str(), r["run_seed"].as_str())), Some(("ernie", "2")));
+    let worst: f64 = rows[0]["return_agent_mean_worst_decile"].parse().unwrap();
+    assert!(worst <= rows[0]["return_agent_mean"].parse().unwrap());
+    assert!(rows[0].contains_key("metric_collisions"));
+
+    // Again: the same answer, and not a cell is played.
+    let cells = place.read("sweeps/robustness/cells.csv");
+    let again = place.succeed(&sweep(&runs, &["--jobs", "1"]));
+    assert_eq!((again.out.as_str(), again.err.as_str()), (answer.out.as_str(), ""));
+    assert_eq!(place.read("sweeps/robustness/cells.csv"), cells);
+    // Stopped in the middle of a line: that cell and those behind it are played again, to the same numbers.
+    let lines: Vec<&str> = std::str::from_utf8(&cells).unwrap().split_inclusive('\n').collect();
+    let kept = format!("{}{}", lines[..8].concat(), &lines[8][..9]);
+    place.write("sweeps/robustness/cells.csv", &kept);
+    let resumed = place.succeed(&sweep(&runs, &["--jobs", "2"]));
+    assert!(resumed.err.contains("finished=7"), "{}", resumed.err);
+    assert_eq!(resumed.out, answer.out);
+    assert_eq!(place.read("sweeps/robustness/results.csv"), table);
+    // Another axis adds its cells; another number of episodes is another cell.
+    let wider = place.succeed(&sweep(&runs[..2], &["--axis", "{ malicious_action = { count = 1 } }=1"]));
+    assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=10"), "{}", wider.err);
+    // An attack needs no perturbation of the world.
+    let attacked = place.succeed(&["sweep", &runs[0], "--axis", "attack_linf=0.1,2", "--episodes", "12"]);
+    assert!(attacked.out.contains("attack_linf"), "{}", attacked.out);
+    // A search plays every agent and shows the worst one.
+    place.succeed(&["sweep", &runs[0], "--axis", "worst_agent=1", "--episodes", "12"]);
+    let cells = String::from_utf8(place.read("sweeps/robustness/results.csv")).unwrap();
+    assert_eq!(cells.matches(",worst_agent:agent_").count(), 2, "{cells}");
+}
+
+#[test]
+fn the_numbers_are_those_of_an_evaluation_by_hand() {
+    let (place, runs) = trained();
+    let run = runs[0].as_str();
+    // `eval` plays the episodes of the run's own seed of evaluations.
+    let config: toml::Table = String::from_utf8(place.read(&format!("{run}/config.toml"))).unwrap().parse().unwrap();
+    let seed = config["eval"]["seed"].to_string();
+    place.succeed(&sweep(&runs[..1], &["--episode-seed", &seed]));
+    place.succeed(&["eval", run, "--observation-noise", "2", "--episodes", "12"]);
+    let value = |name: &str, column: &str, row: &dyn Fn(&BTreeMap<String, String>) -> bool| {
+        let bytes = place.read(name);
+        let mut reader = csv::Reader::from_reader(bytes.as_slice());
+        let header = reader.headers().unwrap().clone();
+        let rows = reader.records().map(|r| header.iter().map(str::to_string).zip(r.unwrap().iter().map(str::to_string)).collect());
+        let found: Vec<BTreeMap<String, String>> = rows.filter(|r| row(r)).collect();
+        found.last().unwrap()[column].parse::<f64>().unwrap()
+    };
+    for column in ["return_agent_mean", "return_team_sum", "metric_collisions"] {
+        let swept = value("sweeps/robustness/cells.csv", column, &|r| r["axis"] == "observation_noise" && r["level"] == "2");
+        let by_hand = value(&format!("{run}/eval.csv"), column, &|r| r["source"] == "eval" && r["level"] == "2");
+        assert!((swept - by_hand).abs() < 1e-9, "{column}: {swept} {by_hand}");
+    }
+}
+
+#[test]
+fn mistakes_are_named_and_lose_nothing() {
+    let (place, runs) = trained();
+    let run = runs[0].as_str();
+    let refused = |arguments: &[&str], words: &[&str]| {
+        let message = place.fail(2, arguments);
+        assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
+    };
+    refused(&["sweep", run, "--axis", "dynamics.viscosity=0.5"], &["`viscosity`", "damping"]);
+    refused(&["sweep", run, "--axis", "communication_noise=0.5"], &["hear messages"]);
+    refused(&["sweep", run, "--axis", "malicious_action=1.5"], &["at level 1.5", "between 0 and 1"]);
+    refused(&["sweep", run, "--axis", "observation_noise=1", "--baseline", "plane"], &["`plane`", "plain"]);
+    refused(&["sweep", run, &runs[1]], &["one sweep at a time", "--axis"]);
+    refused(&["sweep", run, "--episodes", "3"], &["--axis"]);
+    let mut other = vec!["train", TINY, "name=other", "env.simple_spread.horizon=9", "--output", "runs/other"];
+    other.extend(BASE);
+    place.succeed(&other);
+    refused(&["sweep", run, "runs/other", "--axis", "observation_noise=1"], &["runs/other", "different settings", "simple_spread"]);
+    let mut bandit = vec!["train", TINY, "env=bandit", "agent.ppo.critic=local", "--output", "runs/bandit"];
+    bandit.extend(BASE);
+    place.succeed(&bandit);
+    refused(&["sweep", run, "runs/bandit", "--axis", "observation_noise=1"], &["bandit", "simple_spread"]);
+    assert!(!place.path("sweeps").exists(), "nothing is begun");
+
+    place.succeed(&["sweep", run, "--axis", "observation_noise=1", "--episodes", "4"]);
+    let cells = place.read("sweeps/robustness/cells.csv");
+    refused(&["sweep", run, "--axis", "observation_noise=1", "--episodes", "4", "--metric", "return_agents"], &["`return_agents`"]);
+    std::fs::remove_dir_all(place.path(&format!("{}/checkpoints", runs[1]))).unwrap();
+    let message = place.fail(1, &["sweep", run, &runs[1], "--axis", "observation_noise=1"]);
+    assert!(message.contains("no checkpoint in runs/plain-2"), "{message}");
+    assert_eq!(place.read("sweeps/robustness/cells.csv"), cells);
+    refused(&["sweep", run, "--axis", "observation_noise=1", "--output", "runs"], &["something else"]);
+}
