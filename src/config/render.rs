@@ -93,6 +93,13 @@ impl Renderer<'_> {
                 Kind::Choice(variants) => {
                     let active = values.get(field.name).and_then(Value::as_table);
                     for (i, variant) in variants.iter().enumerate() {
+                        if variant.target.is_none() && !is_list {
+                            // A name alone, which still belongs to the table above.
+                            let is_active = values.get(field.name).and_then(Value::as_str) == Some(variant.name);
+                            self.doc(commented, variant.doc);
+                            self.line(commented || !is_active, &format!("{} = \"{}\"", field.name, variant.name));
+                            continue;
+                        }
                         let value = active.and_then(|t| t.get(variant.name)).and_then(Value::as_table).cloned();
                         let commented = commented || value.is_none();
                         if i > 0 {
