@@ -33,12 +33,13 @@ pub struct Report<'a> {
 
 /// How the numbers are defined, for below the tables.
 pub const DEFINITIONS: &str = "\
-Numbers are means over training seeds ± the half width of their 95 % t interval; [low, high] is a 95 % bootstrap interval over seeds. \
-AUC: mean return over the range of levels by the trapezoidal rule, level 0 included. Differences are to the baseline, paired by seed, on the \
-same episodes. P(better): probability that a seed of the method has a larger AUC than one of the baseline (1/2 for equal ones). IQM: mean of \
-the middle half. Worst tenth: mean over the tenth of the episodes with the lowest return, at the level where it is lowest. Crosses at: the first \
-level at which the method's mean rises above the baseline's. Nominal cost: the baseline's return without perturbation minus the method's, in per cent \
-of the baseline's size.";
+Numbers are means over training seeds ± the half width of their 95 % t interval; [low, high] is a 95 % bootstrap
+interval over seeds. AUC: mean return over the range of levels by the trapezoidal rule, level 0 included.
+Differences are to the baseline, paired by seed, on the same episodes. P(better): probability that a seed of the
+method has a larger AUC than one of the baseline (1/2 for equal ones). IQM: mean of the middle half. Worst tenth:
+mean over the tenth of the episodes with the lowest return, at the level where it is lowest. Crosses at: the first
+level at which the method's mean rises above the baseline's. Nominal cost: the baseline's return without
+perturbation minus the method's, in per cent of the baseline's size.";
 
 impl<'a> Report<'a> {
     /// The cells of `methods` over `axes`, by their score `metric`.
