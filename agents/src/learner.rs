@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use steadfast_envs::{Policy, RolloutBatch, SeedTree};
 
 use crate::AgentError;
-use crate::regularizers::lipschitz::ObservationAttackConfig;
+use crate::regularizers::attack::ObservationAttackConfig;
 
 /// Named numbers of one update, in a fixed order: `group/name` and value.
 #[derive(Debug, Clone, Default, PartialEq)]

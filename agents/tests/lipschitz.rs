@@ -3,9 +3,8 @@
 use steadfast_agents::RegularizerConfig;
 use steadfast_agents::head::{Distance, PolicyHead};
 use steadfast_agents::nn::{Activation, Mlp, Trace, Workspace};
-use steadfast_agents::regularizers::lipschitz::{
-    Direction, GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Norm, ObservationAttack, ObservationAttackConfig,
-};
+use steadfast_agents::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use steadfast_agents::regularizers::lipschitz::{Direction, GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Norm};
 use steadfast_agents::regularizers::{Observed, Penalty, PenaltyGradients};
 use steadfast_envs::{Rng, SeedTree};
 

@@ -57,8 +57,7 @@ fn collection_and_update_allocate_nothing_after_warm_up() {
             reward_sharing: RewardSharing::TeamMean,
             ..PpoConfig::default()
         };
-        // The upper bound of the Lipschitz constant, which is asked for now and then, takes room of its own.
-        let penalty = LipschitzConfig { warmup_fraction: 0.0, probe_every: 0, ..Default::default() };
+        let penalty = LipschitzConfig { warmup_fraction: 0.0, probe_every: 1, ..Default::default() };
         let seeds = SeedTree::new(1);
         let worlds = (0..4).map(|_| env.build().expect("a valid world")).collect();
         let vector = VectorEnv::new(worlds, seeds.child("environment")).expect("equal worlds");

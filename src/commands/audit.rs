@@ -18,8 +18,9 @@ use steadfast_reward::model::{TransformerReward, TransformerRewardConfig};
 use steadfast_reward::{LossConfig, R3mConfig, RewardError, Segment, Text};
 use tracing::{info, warn};
 
-use super::{inline, print};
+use super::print;
 use crate::cli::AuditArgs;
+use crate::config::load::inline;
 #[cfg(feature = "llm")]
 use crate::experiment::language::model::LanguageModel;
 use crate::failure::{Failure, Result};

@@ -3,9 +3,10 @@
 use steadfast_envs::perturb::{MaliciousActionConfig, NoiseLaw, ObservationNoiseConfig};
 use steadfast_envs::{ActMode, PerturbationConfig};
 
+use super::print;
 use super::train::results_table;
-use super::{inline, print};
 use crate::cli::{EvalArgs, Law, Mode};
+use crate::config::load::inline;
 use crate::config::validate;
 use crate::experiment::build::{self, Ground};
 use crate::experiment::evaluate::Evaluator;

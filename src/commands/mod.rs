@@ -20,7 +20,6 @@ mod train;
 use std::io::{ErrorKind, Write as _};
 
 use crate::cli::{Cli, Command, TrainArgs};
-use crate::config::report::{ConfigError, Problem};
 use crate::failure::{Failure, Result};
 
 /// Runs the command that was asked for.
@@ -56,14 +55,6 @@ fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::OutputClosed),
         other => other.map_err(|e| Failure::caused("cannot write to standard output", e)),
     }
-}
-
-/// Reads a choice that is written as an inline TOML table, as in `{ observation_noise = { magnitude = 0.2 } }`.
-pub(crate) fn inline<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
-    let read = || T::deserialize(toml::de::ValueDeserializer::parse(text)?);
-    read().map_err(|error: toml::de::Error| {
-        Failure::Usage(ConfigError::new(flag, text, error.span(), Problem::from_serde(error.message())).into())
-    })
 }
 
 /// Tells the recipe or file, which has no `=` in it and may stand anywhere, from the changes.

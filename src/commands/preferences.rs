@@ -8,9 +8,10 @@ use steadfast_reward::dataset::{CollectedSegments, PreferenceWriter, Row};
 use steadfast_reward::{NoiseConfig, RewardError, SegmentSpec};
 use tracing::info;
 
-use super::{inline, print};
+use super::print;
 use crate::cli::PreferencesArgs;
 use crate::config::ExperimentConfig;
+use crate::config::load::inline;
 use crate::experiment::{build, reward};
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint;

@@ -14,12 +14,13 @@ use crate::experiment::robustness::axis::{Axis, Hardship};
 use crate::experiment::robustness::cell::{self, CELLS, Cell};
 use crate::experiment::robustness::evaluate::{self, Play, Trained};
 use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
+use crate::experiment::sweep::directory::claim;
 use crate::failure::{Failure, Result};
 use crate::plot::figure::{Drawing, svg};
 use crate::plot::page::Page;
-use crate::plot::save;
+use crate::plot::save_both;
 use crate::plot::table::{Group, RunData, environments, groups};
-use crate::run::directory::{RunDirectory, RunLock};
+use crate::run::directory::RunDirectory;
 use crate::run::log::write_whole;
 
 /// Evaluates what is not evaluated yet, and reports.
@@ -37,11 +38,17 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     check(&trained, &axes)?;
     let world = trained[0].config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
     let axes: Vec<Axis> = axes.into_iter().map(|axis| axis.in_world(world.spec())).collect();
+    let names = cell::names(world.spec());
+    if !names.contains(&arguments.metric) {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let message = format!("`{}` has no score `{}`", world.spec().name, arguments.metric);
+        return Err(Failure::usage(message, suggest(&arguments.metric, &names)));
+    }
     let groups = groups(&data);
     let methods: Vec<Method> = groups.iter().map(method).collect();
     let baseline = baseline(arguments.baseline.as_deref(), &groups)?;
     let directory = arguments.output.clone().unwrap_or_else(|| PathBuf::from("sweeps/robustness"));
-    let _lock = claim(&directory)?;
+    let _lock = claim(&directory, CELLS, "evaluated cells")?;
     let mode = arguments.mode.map(|mode| match mode {
         Mode::Greedy => ActMode::Greedy,
         Mode::Sample => ActMode::Sample,
@@ -49,11 +56,6 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode };
     let jobs = super::sweep::jobs(arguments);
     let cells = evaluate::cells(&directory, &trained, &axes, play, jobs)?;
-    let names: BTreeSet<&str> = cells.iter().flat_map(|cell| cell.scores.keys()).map(String::as_str).collect();
-    if !names.contains(arguments.metric.as_str()) {
-        let names: Vec<&str> = names.into_iter().collect();
-        return Err(Failure::usage(format!("no cell has a score `{}`", arguments.metric), suggest(&arguments.metric, &names)));
-    }
     let environment = environments(&data);
     let report = Report::new(&methods, &axes, baseline, &cells, &arguments.metric, &environment);
     print(&write(&directory, &report, &methods, &axes, &cells, arguments, &environment)?)
@@ -115,18 +117,6 @@ fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
     };
     let plain: Vec<usize> = (0..groups.len()).filter(|&i| is_plain(&groups[i])).collect();
     Ok(if let [only] = plain.as_slice() { *only } else { 0 })
-}
-
-/// Creates the directory and takes the right to write there.
-fn claim(directory: &Path) -> Result<RunLock> {
-    let mut entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    if !directory.join(CELLS).is_file() && entries.any(|e| e.file_name() != "sweep.lock") {
-        let message = format!("{} exists and holds something else than evaluated cells", directory.display());
-        return Err(Failure::usage(message, "choose another --output"));
-    }
-    std::fs::create_dir_all(directory)
-        .map_err(|e| Failure::usage(format!("cannot create {}: {e}", directory.display()), "choose a writable directory with --output"))?;
-    RunLock::take(directory, "sweep.lock")
 }
 
 /// Writes the tables and pictures; returns what is printed.
@@ -192,7 +182,7 @@ fn write_results(path: &Path, methods: &[Method], cells: &[Cell]) -> Result<()> 
         let (label, seed) = owner.get(cell.key.run.as_str()).copied().unwrap_or_default();
         records.push(cell::record(&[label.to_string(), seed.to_string()], cell, &names));
     }
-    write_whole(path, &cell::lines(records.iter().map(Vec::as_slice)))
+    write_whole(path, &cell::lines(&records))
 }
 
 /// Draws a picture in both formats, notes the files and keeps the SVG for the page.
@@ -203,11 +193,7 @@ fn picture<D: Drawing + ?Sized>(
     pictures: &mut Vec<String>,
     written: &mut Vec<PathBuf>,
 ) -> Result<()> {
-    for extension in ["svg", "png"] {
-        let path = directory.join("plots").join(format!("{name}.{extension}"));
-        save(drawing, &path)?;
-        written.push(path);
-    }
+    written.extend(save_both(drawing, &directory.join("plots"), name)?);
     pictures.push(svg(drawing).map_err(|reason| Failure::run(format!("cannot draw {name}: {reason}")))?);
     Ok(())
 }

@@ -14,8 +14,8 @@ use crate::experiment::sweep::program::{Program, mixture};
 use crate::experiment::sweep::{analysis, execute, picture};
 use crate::failure::{Failure, Result};
 use crate::plot::figure::Drawing;
-use crate::plot::save;
-use crate::plot::stats::{Summary, bootstrap};
+use crate::plot::save_both;
+use crate::plot::stats::{Summary, bootstrap, plus_minus};
 use crate::run::log::write_whole;
 use crate::terminal::CellLine;
 
@@ -204,11 +204,7 @@ fn report(sweep: &Sweep, directory: &SweepDirectory, cells: &[Cell], rows: &[Opt
 
 /// Draws a picture in both formats and notes the files.
 fn draw<D: Drawing>(directory: &SweepDirectory, name: &Word, drawing: &D, written: &mut Vec<PathBuf>) -> Result<()> {
-    for extension in ["svg", "png"] {
-        let path = directory.file("plots").join(format!("{}.{extension}", name.get_ref()));
-        save(drawing, &path)?;
-        written.push(path);
-    }
+    written.extend(save_both(drawing, &directory.file("plots"), name.get_ref())?);
     Ok(())
 }
 
@@ -253,10 +249,10 @@ fn summary_table(config: &SweepConfig, rows: &[Row]) -> String {
             let mut cells: Vec<String> = group.labels.iter().map(ToString::to_string).collect();
             cells.push(group.rows.len().to_string());
             for metric in &config.metrics {
-                cells.push(interval(group.summary(metric.get_ref())));
+                cells.push(plus_minus(group.summary(metric.get_ref())));
                 if minus.is_some() {
                     let other = analysis::counterpart(config, &groups, group);
-                    cells.push(other.map_or_else(|| interval(None), |other| difference(&group.differences(other, metric.get_ref()))));
+                    cells.push(other.map_or_else(|| plus_minus(None), |other| difference(&group.differences(other, metric.get_ref()))));
                 }
             }
             cells
@@ -278,17 +274,9 @@ fn summary_table(config: &SweepConfig, rows: &[Row]) -> String {
     text
 }
 
-fn interval(summary: Option<Summary>) -> String {
-    match summary {
-        None => "-".to_string(),
-        Some(s) if s.half_width.is_finite() => format!("{:.3} ± {:.3}", s.mean, s.half_width),
-        Some(s) => format!("{:.3}", s.mean),
-    }
-}
-
 /// The mean of differences with both of its intervals.
 fn difference(values: &[f64]) -> String {
-    let text = interval(Summary::of(values));
+    let text = plus_minus(Summary::of(values));
     match bootstrap(values) {
         Some((low, high)) => format!("{text} [{low:.3}, {high:.3}]"),
         None => text,

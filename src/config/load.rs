@@ -16,6 +16,17 @@ use super::source::{Kind, Source};
 use super::validate::Misfit;
 use crate::failure::{Failure, Result};
 
+/// Reads a choice that is written as an inline TOML table, as in `{ observation_noise = { magnitude = 0.2 } }`.
+///
+/// # Errors
+/// [`Failure::Usage`] that shows the place of the mistake in `text`, which was given by `flag`.
+pub fn inline<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
+    let read = || T::deserialize(toml::de::ValueDeserializer::parse(text)?);
+    read().map_err(|error: toml::de::Error| {
+        Failure::Usage(ConfigError::new(flag, text, error.span(), Problem::from_serde(error.message())).into())
+    })
+}
+
 /// A configuration that passed every check.
 #[derive(Debug, Clone)]
 pub struct Loaded {

@@ -126,7 +126,7 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
         for &level in &sweep.levels {
             // A level takes the place of the magnitude, so that its range is checked under the name the user wrote.
             fits(format!("{place}.axis"), &sweep.axis.with_level(level)).map_err(|mut misfit| {
-                if misfit.path.last().is_some_and(|f| f == "magnitude" || f == "probability") {
+                if misfit.path.last().is_some_and(|f| PerturbationConfig::LEVEL_FIELDS.contains(&f.as_str())) {
                     misfit.path = vec!["robustness".to_string(), i.to_string(), "levels".to_string()];
                 }
                 misfit

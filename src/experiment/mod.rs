@@ -5,6 +5,7 @@ pub mod evaluate;
 #[cfg(feature = "llm")]
 pub mod language;
 pub mod online;
+pub mod parallel;
 pub mod reward;
 pub mod robustness;
 pub mod sweep;

@@ -10,7 +10,7 @@
 use steadfast_envs::SeedTree;
 
 /// Resamples of an interval.
-const RESAMPLES: usize = 5_000;
+const RESAMPLES: usize = 10_000;
 
 /// The mean of all scores; nothing if there are none.
 pub fn mean(scores: &[Vec<f64>]) -> Option<f64> {
@@ -46,13 +46,13 @@ pub fn performance_profile(scores: &[Vec<f64>], thresholds: &[f64]) -> Vec<f64> 
     thresholds.iter().map(|t| scores.iter().flatten().filter(|s| *s > t).count() as f64 / n).collect()
 }
 
-/// The 95 % interval of a statistic of one or several methods. Nothing if a stratum has fewer than two runs, or if the
-/// statistic is not defined.
+/// The 95 % interval of a statistic of one or several methods. Nothing if a stratum has fewer than five runs, whose
+/// resamples are too alike, or if the statistic is not defined.
 pub fn interval(methods: &[&[Vec<f64>]], statistic: impl Fn(&[Vec<Vec<f64>>]) -> Option<f64>) -> Option<(f64, f64)> {
-    if methods.iter().any(|m| m.is_empty() || m.iter().any(|runs| runs.len() < 2)) {
+    if methods.iter().any(|m| m.is_empty() || m.iter().any(|runs| runs.len() < 5)) {
         return None;
     }
-    let mut rng = SeedTree::new(0).child("stratified bootstrap").rng();
+    let mut rng = SeedTree::new(0).child("bootstrap").rng();
     let mut resample: Vec<Vec<Vec<f64>>> = methods.iter().map(|m| m.to_vec()).collect();
     let mut values = Vec::with_capacity(RESAMPLES);
     for _ in 0..RESAMPLES {
@@ -147,6 +147,7 @@ mod tests {
         assert_eq!(interquartile_mean(&[vec![]]), None);
         assert_eq!(probability_of_improvement(&[vec![1.0]], &[vec![]]), None);
         assert_eq!(interval(&[&[vec![1.0]]], |m| mean(&m[0])), None);
-        assert_eq!(interval(&[&[vec![2.0, 2.0]]], |m| mean(&m[0])), Some((2.0, 2.0)));
+        assert_eq!(interval(&[&[vec![1.0; 4]]], |m| mean(&m[0])), None);
+        assert_eq!(interval(&[&[vec![2.0; 5]]], |m| mean(&m[0])), Some((2.0, 2.0)));
     }
 }

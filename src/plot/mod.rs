@@ -15,10 +15,20 @@ pub mod style;
 pub mod sweep;
 pub mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Result};
 use figure::Drawing;
+
+/// Draws into NAME.svg and NAME.png in `directory`.
+///
+/// # Errors
+/// [`Failure::Run`] if drawing or writing fails.
+pub fn save_both<D: Drawing + ?Sized>(drawing: &D, directory: &Path, name: &str) -> Result<[PathBuf; 2]> {
+    let files = ["svg", "png"].map(|extension| directory.join(format!("{name}.{extension}")));
+    files.iter().try_for_each(|path| save(drawing, path))?;
+    Ok(files)
+}
 
 /// Draws into an SVG or PNG file, by its extension.
 ///

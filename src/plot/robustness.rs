@@ -103,19 +103,31 @@ fn prevailing<'a>(rows: impl Iterator<Item = &'a EvalRow>) -> Option<Episodes> {
     found.into_iter().max_by_key(|(_, counts)| *counts).map(|(episodes, _)| episodes)
 }
 
-/// Value and half width by level. Levels are keyed by their bits, whose order is that of numbers from 0 on. Of several
-/// evaluations of one level that at the end of training counts, else the last.
-fn levels<'a>(rows: impl Iterator<Item = &'a EvalRow>, column: &Column) -> BTreeMap<u64, (f64, f64)> {
-    let mut rows: Vec<&EvalRow> = rows.collect();
-    rows.sort_by_key(|r| r.source == Source::Final);
-    rows.into_iter().filter_map(|r| Some((r.level.max(0.0).to_bits(), column.value(r)?))).collect()
+/// A level as a key whose order is that of the numbers.
+fn key(level: f64) -> i64 {
+    // Both zeros become one; of negative numbers all bits but the sign are turned.
+    let bits = (level + 0.0).to_bits() as i64;
+    bits ^ (((bits >> 63) as u64) >> 1) as i64
 }
 
-fn points(curves: &[BTreeMap<u64, (f64, f64)>]) -> Vec<Point> {
+/// The level of a key.
+fn level(key: i64) -> f64 {
+    f64::from_bits((key ^ (((key >> 63) as u64) >> 1) as i64) as u64)
+}
+
+/// Value and half width by level ([`key`]). Of several
+/// evaluations of one level that at the end of training counts, else the last.
+fn levels<'a>(rows: impl Iterator<Item = &'a EvalRow>, column: &Column) -> BTreeMap<i64, (f64, f64)> {
+    let mut rows: Vec<&EvalRow> = rows.collect();
+    rows.sort_by_key(|r| r.source == Source::Final);
+    rows.into_iter().filter_map(|r| Some((key(r.level), column.value(r)?))).collect()
+}
+
+fn points(curves: &[BTreeMap<i64, (f64, f64)>]) -> Vec<Point> {
     let mut found = Vec::new();
-    for (&level, &first) in &curves[0] {
-        let values: Vec<f64> = curves.iter().filter_map(|c| c.get(&level).map(|v| v.0)).collect();
-        let x = f64::from_bits(level);
+    for (&at, &first) in &curves[0] {
+        let values: Vec<f64> = curves.iter().filter_map(|c| c.get(&at).map(|v| v.0)).collect();
+        let x = level(at);
         match (curves.len(), Summary::of(&values)) {
             (1, _) => found.push(Point { x, y: first.0, half_width: first.1 }),
             (n, Some(s)) if s.n == n => found.push(Point { x, y: s.mean, half_width: s.half_width }),
@@ -123,6 +135,22 @@ fn points(curves: &[BTreeMap<u64, (f64, f64)>]) -> Vec<Point> {
         }
     }
     found
+}
+
+/// What the strength of the perturbation called `name` is; the name itself if it is not known.
+pub fn quantity(name: &str) -> &str {
+    match name {
+        "observation_noise" => "observation noise, magnitude in units of the feature",
+        "observation_bias" => "size of the offset, in units of the feature",
+        "observation_dropout" => "probability that a feature is missing",
+        "observation_delay" => "age of observations (steps)",
+        "communication_noise" => "magnitude of the noise on messages",
+        "malicious_action" => "probability that an action is replaced",
+        "actuator_loss" => "share of the action that is lost",
+        "dynamics" => "relative change of a physical constant",
+        "reward_noise" => "magnitude of the noise on rewards",
+        other => other,
+    }
 }
 
 /// What the axis shows, and the perturbations that are the same at every level.
@@ -138,14 +166,9 @@ fn axis_label(perturbation: &str, settings: &str) -> (String, String) {
         None | Some("") => name.to_string(),
         Some(inner) => format!("{name} ({inner})"),
     };
-    let quantity = match names[0] {
-        "observation_noise" => "observation noise, magnitude in units of the feature",
-        "malicious_action" => "probability that an action is replaced",
-        other => other,
-    };
     let others: Vec<String> = names.iter().enumerate().skip(1).map(|(i, name)| with_settings(i, &name.replace('_', " "))).collect();
     let others = if others.is_empty() { String::new() } else { format!("together with {}", others.join(" and ")) };
-    (with_settings(0, quantity), others)
+    (with_settings(0, quantity(names[0])), others)
 }
 
 /// `key = value, key = value`.
@@ -171,8 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn levels_below_zero_come_first() {
+        let levels = [-2.0, -0.5, 0.0, 1e-9, 0.3, 4.0];
+        assert!(levels.windows(2).all(|w| key(w[0]) < key(w[1])));
+        assert_eq!(levels.map(|l| level(key(l))), levels);
+        assert_eq!(key(-0.0), key(0.0));
+    }
+
+    #[test]
     fn levels_without_all_runs_are_left_out() {
-        let at = |levels: &[(f64, f64)]| levels.iter().map(|(l, v)| (l.to_bits(), (*v, 0.1))).collect::<BTreeMap<_, _>>();
+        let at = |levels: &[(f64, f64)]| levels.iter().map(|(l, v)| (key(*l), (*v, 0.1))).collect::<BTreeMap<_, _>>();
         let points = points(&[at(&[(0.0, 1.0), (0.5, 2.0)]), at(&[(0.0, 3.0)])]);
         assert_eq!(points.len(), 1);
         assert_eq!((points[0].x, points[0].y), (0.0, 2.0));

@@ -1,7 +1,8 @@
 //! Means with 95 % intervals.
 
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
-use steadfast_envs::SeedTree;
+
+use super::aggregate::{interval, mean};
 
 /// Mean, spread and uncertainty of a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,8 +33,14 @@ impl Summary {
     }
 }
 
-/// Draws of [`bootstrap`].
-const RESAMPLES: usize = 10_000;
+/// A mean with the half width of its interval, where there is one.
+pub fn plus_minus(summary: Option<Summary>) -> String {
+    match summary {
+        None => "-".to_string(),
+        Some(s) if s.half_width.is_finite() => format!("{:.3} ± {:.3}", s.mean, s.half_width),
+        Some(s) => format!("{:.3}", s.mean),
+    }
+}
 
 /// The 95 % interval of the mean of `values` by the percentile bootstrap: between the 2.5 % and 97.5 % quantiles of the
 /// means of 10 000 samples with replacement. The draws are the same in every call. Nothing for fewer than five values,
@@ -44,12 +51,7 @@ pub fn bootstrap(values: &[f64]) -> Option<(f64, f64)> {
     if values.len() < 5 || values.iter().any(|v| !v.is_finite()) {
         return None;
     }
-    let mut rng = SeedTree::new(0).child("bootstrap").rng();
-    let n = values.len();
-    let mut means: Vec<f64> = (0..RESAMPLES).map(|_| (0..n).map(|_| values[rng.below(n)]).sum::<f64>() / n as f64).collect();
-    means.sort_unstable_by(f64::total_cmp);
-    let tail = RESAMPLES / 40;
-    Some((means[tail], means[RESAMPLES - 1 - tail]))
+    interval(&[&[values.to_vec()]], |methods| mean(&methods[0]))
 }
 
 /// The 97.5 % quantile of Student's t.

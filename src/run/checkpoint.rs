@@ -62,6 +62,13 @@ pub struct Checkpoint {
     pub reward: Option<StateDict>,
 }
 
+impl Checkpoint {
+    /// What tells the learner of this checkpoint from others: the checksum of its file.
+    pub fn fingerprint(&self) -> String {
+        self.progress.files.get(LEARNER).map_or_else(String::new, |sum| format!("{:08x}", sum.crc32c))
+    }
+}
+
 /// Why a checkpoint cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CheckpointError {

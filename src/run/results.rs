@@ -350,7 +350,8 @@ fn name_of(value: impl Serialize) -> String {
     }
 }
 
-fn record<'a>(fields: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
+/// Fields as a line of CSV.
+pub fn record<'a>(fields: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).expect("writing to memory cannot fail");
     writer.into_inner().expect("flushing memory cannot fail")

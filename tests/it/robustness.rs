@@ -70,6 +70,13 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     // Another axis adds its cells; another number of episodes is another cell.
     let wider = place.succeed(&sweep(&runs[..2], &["--axis", "{ malicious_action = { count = 1 } }=1"]));
     assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=10"), "{}", wider.err);
+    // Another policy in the place of an earlier one is played anew.
+    std::fs::remove_dir_all(place.path(&runs[0])).unwrap();
+    let mut arguments = vec!["train", TINY, "name=plain", "seed=9", "regularizer=none", "--output", &runs[0]];
+    arguments.extend(BASE);
+    place.succeed(&arguments);
+    let anew = place.succeed(&sweep(&runs[..1], &[]));
+    assert!(anew.err.contains("finished=0"), "{}", anew.err);
     // An attack needs no perturbation of the world.
     let attacked = place.succeed(&["sweep", &runs[0], "--axis", "attack_linf=0.1,2", "--episodes", "12"]);
     assert!(attacked.out.contains("attack_linf"), "{}", attacked.out);

@@ -40,8 +40,9 @@ use crate::nn::{
     Activation, Adam, AdamConfig, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState, Trace, Workspace, clip_scale, exp_in_place,
     squared_norm,
 };
-use crate::regularizers::lipschitz::{ObservationAttack, ObservationAttackConfig, Scale};
-use crate::regularizers::spectral::lipschitz_upper_bound;
+use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::lipschitz::Scale;
+use crate::regularizers::spectral::UpperBound;
 use crate::regularizers::{Observed, PenaltyGradients, Regularizer, RegularizerConfig};
 use crate::returns::{Trajectories, generalized_advantages};
 
@@ -296,6 +297,7 @@ struct PolicySide {
     adam: Adam,
     log_std_adam: Adam,
     regularizer: Option<Box<dyn Regularizer>>,
+    upper_bound: UpperBound,
     /// Size of one unit of perturbation in each observed feature, in network input units.
     unit: Vec<f32>,
     trace: Trace,
@@ -553,6 +555,7 @@ impl Group {
                 net: policy,
                 head,
                 regularizer: regularizer.map(|r| r.build(seeds.child("regularizer").rng())),
+                upper_bound: UpperBound::default(),
                 unit: vec![1.0; observation],
                 trace: Trace::default(),
                 evaluation: Evaluation::default(),
@@ -842,6 +845,8 @@ impl Learner for Ppo {
         words.finish()?;
         self.lipschitz = match state.f64("lipschitz_bounds", 0) {
             Ok(_) => None,
+            // Checkpoints from before the upper bound do not have it; it is measured again soon.
+            Err(_) if !state.arrays.contains_key("lipschitz_bounds") => None,
             Err(_) => {
                 let bounds = state.f64("lipschitz_bounds", 2)?;
                 Some([bounds[0], bounds[1]])
@@ -1186,7 +1191,7 @@ impl Group {
         let limit = normalized.then_some(OBSERVATION_CLIP);
         let observed = Observed { rows, inputs, unit: &side.unit, limit, outputs: side.trace.output(), head: &side.head };
         let lower = regularizer.lipschitz_lower_bound(&side.net, &observed);
-        Some([lower, lipschitz_upper_bound(&side.net, &side.unit)])
+        Some([lower, side.upper_bound.of(&side.net, &side.unit)])
     }
 }
 

@@ -213,11 +213,16 @@ impl Mlp {
         self.layers.len()
     }
 
-    /// Weights of layer `layer` as rows of inputs: their number, the outputs of each, and `[input][output]` without padding.
-    pub fn layer_weights(&self, layer: usize) -> (usize, usize, Vec<f32>) {
+    /// Inputs and outputs of layer `layer`.
+    pub fn layer_shape(&self, layer: usize) -> (usize, usize) {
+        (self.layers[layer].input, self.layers[layer].output)
+    }
+
+    /// Weights `[output]` of input `input` of layer `layer`.
+    pub fn layer_row(&self, layer: usize, input: usize) -> &[f32] {
         let layer = &self.layers[layer];
-        let rows = self.parameters[layer.offset..layer.bias()].chunks_exact(layer.stride());
-        (layer.input, layer.output, rows.flat_map(|row| &row[..layer.output]).copied().collect())
+        let start = layer.offset + input * layer.stride();
+        &self.parameters[start..start + layer.output]
     }
 
     /// Multiplies the weights of layer `layer`, but not its biases.

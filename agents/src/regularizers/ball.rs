@@ -58,7 +58,7 @@ pub(super) fn project<F: Float>(u: &mut [F], norm: Norm, radius: F) {
                 u.iter_mut().for_each(|v| *v = *v * factor);
             }
         }
-        Norm::Linf => u.iter_mut().for_each(|v| *v = v.max(-radius).min(radius)),
+        Norm::Linf => u.iter_mut().for_each(|v| *v = num_traits::clamp(*v, -radius, radius)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Penalties that make a network's output change little when its input does.
 
+pub mod attack;
 mod ball;
 pub mod lipschitz;
 pub mod spectral;

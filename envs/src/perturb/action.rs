@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::{Schedule, Strength};
 use super::signal::Signal;
-use super::{out_of_range, select_agents};
+use super::{between_zero_and_one, out_of_range, select_agents};
 use crate::{Actions, EnvSpec, Result, Rng, SnapshotReader, SnapshotWriter, Space};
 
 /// What a malicious agent does.
@@ -52,9 +52,7 @@ impl Default for MaliciousActionConfig {
 impl MaliciousActionConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "malicious_action";
-        if !(0.0..=1.0).contains(&self.probability) {
-            return out_of_range(NAME, "probability", "between 0 and 1", self.probability);
-        }
+        between_zero_and_one(NAME, "probability", self.probability)?;
         self.schedule.validate(NAME)?;
         // Neither a random action nor a lower corner exists in an unbounded space.
         let is_bounded = |space: &Space| match space {
@@ -105,9 +103,7 @@ impl Default for ActuatorLossConfig {
 impl ActuatorLossConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "actuator_loss";
-        if !(0.0..=1.0).contains(&self.loss) {
-            return out_of_range(NAME, "loss", "between 0 and 1", self.loss);
-        }
+        between_zero_and_one(NAME, "loss", self.loss)?;
         self.schedule.validate(NAME)?;
         match select_agents(NAME, &self.agents, spec)?.into_iter().find(|&i| !matches!(spec.agents[i].action, Space::Box { .. })) {
             None => Ok(()),

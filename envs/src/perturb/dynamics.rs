@@ -11,7 +11,7 @@ use crate::{EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DynamicsConfig {
-    /// Name of the constant; what a world has is its [`Environment::constants`].
+    /// Name of the constant, such as `mass`; a wrong name is answered with those that the world has.
     pub constant: String,
     /// Relative change: the constant becomes `1 + change` times its value; above -1.
     pub change: f64,

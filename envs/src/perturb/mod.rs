@@ -182,6 +182,16 @@ fn features(perturbation: &str, agents: &[String], scale: &[f32], spec: &EnvSpec
     Ok(features)
 }
 
+/// Checks a magnitude.
+fn at_least_zero(perturbation: &str, field: &'static str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 { Ok(()) } else { out_of_range(perturbation, field, "a finite number of at least 0", value) }
+}
+
+/// Checks a probability or a share.
+fn between_zero_and_one(perturbation: &str, field: &'static str, value: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&value) { Ok(()) } else { out_of_range(perturbation, field, "between 0 and 1", value) }
+}
+
 fn out_of_range<T>(perturbation: &str, field: &'static str, expected: &str, got: impl ToString) -> Result<T> {
     Err(EnvError::Config { env: perturbation.to_string(), field, expected: expected.to_string(), got: got.to_string() })
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::{Schedule, Strength};
 use super::signal::Signal;
-use super::{features, out_of_range, select_agents};
+use super::{at_least_zero, features, out_of_range, select_agents};
 use crate::{EnvSpec, Environment, Result, Rng, SnapshotReader, SnapshotWriter};
 
 /// The law of a noise with magnitude m.
@@ -70,9 +70,7 @@ impl Default for ObservationNoiseConfig {
 impl ObservationNoiseConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "observation_noise";
-        if !(self.magnitude.is_finite() && self.magnitude >= 0.0) {
-            return out_of_range(NAME, "magnitude", "a finite number of at least 0", self.magnitude);
-        }
+        at_least_zero(NAME, "magnitude", self.magnitude)?;
         self.schedule.validate(NAME)?;
         features(NAME, &self.agents, &self.scale, spec).map(drop)
     }
@@ -103,9 +101,7 @@ impl Default for CommunicationNoiseConfig {
 impl CommunicationNoiseConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "communication_noise";
-        if !(self.magnitude.is_finite() && self.magnitude >= 0.0) {
-            return out_of_range(NAME, "magnitude", "a finite number of at least 0", self.magnitude);
-        }
+        at_least_zero(NAME, "magnitude", self.magnitude)?;
         self.schedule.validate(NAME)?;
         select_agents(NAME, &self.agents, spec).map(drop)
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::observation::NoiseLaw;
 use super::schedule::{Schedule, Strength};
 use super::signal::Signal;
-use super::{out_of_range, select_agents};
+use super::{at_least_zero, select_agents};
 use crate::{EnvSpec, Result, Rng, SnapshotReader, SnapshotWriter};
 
 /// Independent noise on each agent's reward, at every step. In an evaluation it would only blur the result: it is meant for
@@ -34,9 +34,7 @@ impl Default for RewardNoiseConfig {
 impl RewardNoiseConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "reward_noise";
-        if !(self.magnitude.is_finite() && self.magnitude >= 0.0) {
-            return out_of_range(NAME, "magnitude", "a finite number of at least 0", self.magnitude);
-        }
+        at_least_zero(NAME, "magnitude", self.magnitude)?;
         self.schedule.validate(NAME)?;
         select_agents(NAME, &self.agents, spec).map(drop)
     }

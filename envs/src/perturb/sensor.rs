@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::{Schedule, Strength};
 use super::signal::Signal;
-use super::{features, out_of_range};
+use super::{at_least_zero, between_zero_and_one, features, out_of_range};
 use crate::{EnvSpec, Result, Rng, SnapshotReader, SnapshotWriter};
 
 /// An offset of each observed feature that stays for an episode; its sign is drawn at the start.
@@ -32,9 +32,7 @@ impl Default for ObservationBiasConfig {
 impl ObservationBiasConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "observation_bias";
-        if !(self.magnitude.is_finite() && self.magnitude >= 0.0) {
-            return out_of_range(NAME, "magnitude", "a finite number of at least 0", self.magnitude);
-        }
+        at_least_zero(NAME, "magnitude", self.magnitude)?;
         self.schedule.validate(NAME)?;
         features(NAME, &self.agents, &self.scale, spec).map(drop)
     }
@@ -75,9 +73,7 @@ impl Default for ObservationDropoutConfig {
 impl ObservationDropoutConfig {
     pub(super) fn validate(&self, spec: &EnvSpec) -> Result<()> {
         const NAME: &str = "observation_dropout";
-        if !(0.0..=1.0).contains(&self.probability) {
-            return out_of_range(NAME, "probability", "between 0 and 1", self.probability);
-        }
+        between_zero_and_one(NAME, "probability", self.probability)?;
         self.schedule.validate(NAME)?;
         features(NAME, &self.agents, &[], spec).map(drop)
     }

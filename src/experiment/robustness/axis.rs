@@ -1,11 +1,14 @@
 //! What is perturbed, and how strongly.
 
-use steadfast_agents::regularizers::lipschitz::{Norm, ObservationAttackConfig};
+use steadfast_agents::regularizers::attack::ObservationAttackConfig;
+use steadfast_agents::regularizers::lipschitz::Norm;
 use steadfast_envs::perturb::{DynamicsConfig, MaliciousActionConfig};
 use steadfast_envs::{EnvSpec, PerturbationConfig};
 
+use crate::config::load::inline;
 use crate::config::report::suggest;
 use crate::failure::{Failure, Result};
+use crate::plot::robustness::quantity;
 
 /// A perturbation with its levels.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +74,7 @@ impl Axis {
         }
         let name = name.trim();
         let (label, hardship) = if name.starts_with('{') {
-            let perturbation: PerturbationConfig = crate::commands::inline("--axis", name)?;
+            let perturbation: PerturbationConfig = inline("--axis", name)?;
             (label_of(&perturbation), Hardship::Perturbation(perturbation))
         } else if let Some(constant) = name.strip_prefix("dynamics.") {
             let config = DynamicsConfig { constant: constant.to_string(), ..DynamicsConfig::default() };
@@ -79,10 +82,10 @@ impl Axis {
         } else if name == WORST_AGENT {
             (name.to_string(), Hardship::Perturbation(PerturbationConfig::MaliciousAction(MaliciousActionConfig::default())))
         } else if let Some((_, norm)) = ATTACKS.iter().find(|(attack, _)| *attack == name) {
-            if parsed[0] < 0.0 {
-                return Err(usage(format!("the radius {} in --axis {text} is below 0", parsed[0])));
-            }
-            (name.to_string(), Hardship::Attack(ObservationAttackConfig { norm: *norm, ..ObservationAttackConfig::default() }))
+            let config = ObservationAttackConfig { norm: *norm, ..ObservationAttackConfig::default() };
+            let weakest = ObservationAttackConfig { radius: parsed[0], ..config.clone() };
+            weakest.validate().map_err(|e| usage(format!("--axis {text}: {e}")))?;
+            (name.to_string(), Hardship::Attack(config))
         } else {
             let known: Vec<&str> =
                 PerturbationConfig::LIST.iter().map(|(name, _)| *name).chain([WORST_AGENT]).chain(ATTACKS.map(|(name, _)| name)).collect();
@@ -93,7 +96,7 @@ impl Axis {
                 let help = "write --axis dynamics.mass=-0.5,0.5; a wrong name is answered with the world's constants";
                 return Err(Failure::usage("--axis dynamics does not say which constant", help));
             }
-            (name.to_string(), Hardship::Perturbation(crate::commands::inline("--axis", &format!("{{ {name} = {{}} }}"))?))
+            (name.to_string(), Hardship::Perturbation(inline("--axis", &format!("{{ {name} = {{}} }}"))?))
         };
         if matches!(hardship, Hardship::Perturbation(PerturbationConfig::RewardNoise(_))) {
             let help = "it is meant for training: `[[perturb]]` with `[perturb.reward_noise]`";
@@ -117,25 +120,14 @@ impl Axis {
 
     /// What the horizontal axis of a picture shows.
     pub fn quantity(&self) -> String {
-        let perturbation = match &self.hardship {
-            Hardship::Attack(_) => return "radius of the attack, in units of the features".to_string(),
-            Hardship::Perturbation(perturbation) => perturbation,
-        };
-        let quantity = match perturbation {
-            PerturbationConfig::ObservationNoise(_) => "standard magnitude of the noise, in units of the feature",
-            PerturbationConfig::ObservationBias(_) => "size of the offset, in units of the feature",
-            PerturbationConfig::ObservationDropout(_) => "probability that a feature is missing",
-            PerturbationConfig::ObservationDelay(_) => "age of observations (steps)",
-            PerturbationConfig::CommunicationNoise(_) => "magnitude of the noise on messages",
-            PerturbationConfig::MaliciousAction(_) if self.label == WORST_AGENT => {
-                "probability that an action of the agent that matters most is replaced"
+        match &self.hardship {
+            Hardship::Attack(_) => "radius of the attack, in units of the features".to_string(),
+            Hardship::Perturbation(PerturbationConfig::Dynamics(c)) => format!("relative change of {}", c.constant.replace('_', " ")),
+            Hardship::Perturbation(PerturbationConfig::MaliciousAction(_)) if self.label == WORST_AGENT => {
+                "probability that an action of the agent that matters most is replaced".to_string()
             }
-            PerturbationConfig::MaliciousAction(_) => "probability that an action is replaced",
-            PerturbationConfig::ActuatorLoss(_) => "share of the action that is lost",
-            PerturbationConfig::Dynamics(c) => return format!("relative change of {}", c.constant.replace('_', " ")),
-            PerturbationConfig::RewardNoise(_) => "magnitude of the noise on rewards",
-        };
-        quantity.to_string()
+            Hardship::Perturbation(perturbation) => quantity(perturbation.name()).to_string(),
+        }
     }
 }
 
@@ -143,7 +135,7 @@ impl Axis {
 fn label_of(perturbation: &PerturbationConfig) -> String {
     let name = perturbation.name();
     let table = |p: &PerturbationConfig| toml::Table::try_from(p).unwrap_or_default().remove(name);
-    let default = crate::commands::inline::<PerturbationConfig>("--axis", &format!("{{ {name} = {{}} }}"));
+    let default = inline::<PerturbationConfig>("--axis", &format!("{{ {name} = {{}} }}"));
     let (Some(toml::Value::Table(own)), Ok(default)) = (table(perturbation), default) else { return name.to_string() };
     let Some(toml::Value::Table(default)) = table(&default) else { return name.to_string() };
     let words: Vec<String> = own
@@ -189,7 +181,7 @@ mod tests {
             ("observation_noise=0", "other than 0"),
             ("observation_noize=1", "`observation_noise`"),
             ("dynamics=1", "which constant"),
-            ("attack_linf=-1", "below 0"),
+            ("attack_linf=-1", "`radius`"),
             ("reward_noise=1", "training"),
             ("{ observation_noise = { lav = 1 } }=1", "lav"),
         ] {

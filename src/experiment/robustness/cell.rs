@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use steadfast_envs::{EnvSpec, EpisodeLog};
+use steadfast_envs::{EnvSpec, EpisodeLog, EpisodeStats};
 
 use crate::failure::{Failure, Result};
+use crate::run::results;
 
 /// Name of the log of finished cells.
 pub const CELLS: &str = "cells.csv";
@@ -17,6 +18,8 @@ pub struct Key {
     pub run: String,
     /// Steps of training behind the policy.
     pub step: u64,
+    /// Checksum of its checkpoint, which tells a run from an earlier one in its place.
+    pub policy: String,
     /// Name of the perturbation and its settings; `none` for the unperturbed world.
     pub axis: String,
     /// Strength, in the shortest digits that give it back.
@@ -57,27 +60,36 @@ pub struct Cell {
     pub scores: BTreeMap<String, Score>,
 }
 
-/// Scores of the episodes of an evaluation.
-pub fn scores(spec: &EnvSpec, episodes: &EpisodeLog) -> BTreeMap<String, Score> {
-    let of = |f: &dyn Fn(&steadfast_envs::EpisodeStats<'_>) -> f64| Score::of(episodes.iter().map(|e| f(&e)).collect());
-    let mut scores = BTreeMap::new();
-    scores.insert("return_agent_mean".to_string(), of(&|e| e.agent_mean()));
-    scores.insert("return_team_sum".to_string(), of(&|e| e.team_sum()));
+/// How a score is read from an episode.
+type Reader = Box<dyn Fn(&EpisodeStats<'_>) -> f64>;
+
+/// Names of the scores of a world, and how to read them.
+fn readers(spec: &EnvSpec) -> Vec<(String, Reader)> {
+    let mut readers: Vec<(String, Reader)> =
+        vec![("return_agent_mean".to_string(), Box::new(|e| e.agent_mean())), ("return_team_sum".to_string(), Box::new(|e| e.team_sum()))];
     let groups: BTreeSet<&str> = spec.agents.iter().map(|a| a.group.as_str()).collect();
-    if groups.len() > 1 {
-        for group in groups {
-            let members: Vec<usize> = (0..spec.n_agents()).filter(|&i| spec.agents[i].group == group).collect();
-            let mean = |e: &steadfast_envs::EpisodeStats<'_>| members.iter().map(|&i| e.returns[i]).sum::<f64>() / members.len() as f64;
-            scores.insert(format!("return_{group}"), of(&mean));
-        }
+    for group in groups.iter().filter(|_| groups.len() > 1) {
+        let members: Vec<usize> = (0..spec.n_agents()).filter(|&i| spec.agents[i].group == **group).collect();
+        let mean = move |e: &EpisodeStats<'_>| members.iter().map(|&i| e.returns[i]).sum::<f64>() / members.len() as f64;
+        readers.push((format!("return_{group}"), Box::new(mean)));
     }
     for (i, name) in spec.episode_metrics.iter().enumerate() {
-        scores.insert(format!("metric_{name}"), of(&|e| e.metrics[i]));
+        readers.push((format!("metric_{name}"), Box::new(move |e| e.metrics[i])));
     }
-    scores
+    readers
 }
 
-const KEY_COLUMNS: [&str; 7] = ["run", "step", "axis", "level", "mode", "seed", "episodes"];
+/// Names of the scores that a world has.
+pub fn names(spec: &EnvSpec) -> Vec<String> {
+    readers(spec).into_iter().map(|(name, _)| name).collect()
+}
+
+/// Scores of the episodes of an evaluation.
+pub fn scores(spec: &EnvSpec, episodes: &EpisodeLog) -> BTreeMap<String, Score> {
+    readers(spec).into_iter().map(|(name, read)| (name, Score::of(episodes.iter().map(|e| read(&e)).collect()))).collect()
+}
+
+const KEY_COLUMNS: [&str; 8] = ["run", "step", "policy", "axis", "level", "mode", "seed", "episodes"];
 const WORST: &str = "_worst_decile";
 
 /// The header of a table of cells with these scores, behind the columns `before`.
@@ -88,8 +100,9 @@ pub fn header(before: &[&str], names: &[String]) -> Vec<String> {
 
 /// The fields of a cell under [`header`].
 pub fn record(before: &[String], cell: &Cell, names: &[String]) -> Vec<String> {
-    let Key { run, step, axis, level, mode, seed, episodes } = &cell.key;
-    let key = [run.clone(), step.to_string(), axis.clone(), level.clone(), mode.clone(), seed.to_string(), episodes.to_string()];
+    let Key { run, step, policy, axis, level, mode, seed, episodes } = &cell.key;
+    let key =
+        [run.clone(), step.to_string(), policy.clone(), axis.clone(), level.clone(), mode.clone(), seed.to_string(), episodes.to_string()];
     let text = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let scores = names.iter().flat_map(|name| {
         let score = cell.scores.get(name);
@@ -99,12 +112,8 @@ pub fn record(before: &[String], cell: &Cell, names: &[String]) -> Vec<String> {
 }
 
 /// Records as lines of CSV.
-pub fn lines<'a>(records: impl IntoIterator<Item = &'a [String]>) -> Vec<u8> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    for record in records {
-        writer.write_record(record).expect("writing to memory cannot fail");
-    }
-    writer.into_inner().expect("flushing memory cannot fail")
+pub fn lines(records: &[Vec<String>]) -> Vec<u8> {
+    records.iter().flat_map(|fields| results::record(fields.iter().map(String::as_str))).collect()
 }
 
 /// Reads a log of cells; an unfinished last line is left out.
@@ -146,6 +155,7 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
         let key = Key {
             run: field("run")?.to_string(),
             step: number("step")?,
+            policy: field("policy")?.to_string(),
             axis: field("axis")?.to_string(),
             level: field("level")?.to_string(),
             mode: field("mode")?.to_string(),
@@ -167,6 +177,7 @@ mod tests {
         let key = Key {
             run: "runs/a, \"b\"".to_string(),
             step: 5,
+            policy: "0a1b2c3d".to_string(),
             axis: "observation_noise".to_string(),
             level: level.to_string(),
             mode: "greedy".to_string(),
@@ -182,7 +193,7 @@ mod tests {
         let names: Vec<String> = cell("0").scores.keys().cloned().collect();
         let cells = [cell("0"), cell("0.1")];
         let records: Vec<Vec<String>> = std::iter::once(header(&[], &names)).chain(cells.iter().map(|c| record(&[], c, &names))).collect();
-        let mut text = lines(records.iter().map(Vec::as_slice));
+        let mut text = lines(&records);
         let path = Path::new("cells.csv");
         assert_eq!(parse(path, &text).unwrap(), cells);
         text.extend(b"runs/c,5,obs");

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
 
 use steadfast_envs::{ActMode, PerturbationConfig, SeedTree};
 
@@ -12,6 +10,7 @@ use super::cell::{self, CELLS, Cell, Key};
 use crate::config::ExperimentConfig;
 use crate::experiment::build::{self, Ground};
 use crate::experiment::evaluate::Evaluator;
+use crate::experiment::parallel::in_parallel;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::log::LogFile;
@@ -71,13 +70,14 @@ pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: Play, jobs
     let names = names_in(&text[..finished]).unwrap_or_default();
     let mut line = CellLine::new(tasks.len(), tasks.len() - pending.len());
     let mut writer = Writer { log: &mut log, names };
-    in_parallel(&pending, jobs, |task, outcome| {
-        let cell = outcome.map_err(|failure: Failure| failure.during(&format!("{} under {} failed", task.key.run, in_words(&task.key))))?;
+    let report = |task: &&Task<'_>, outcome: Result<Cell>| {
+        let cell = outcome.map_err(|failure| failure.during(&format!("{} under {} failed", task.key.run, in_words(&task.key))))?;
         writer.write(&cell)?;
         line.advance(&format!("{} {}", task.key.run, in_words(&task.key)), "evaluated");
         done.insert(task.key.clone(), cell);
         Ok(())
-    })?;
+    };
+    in_parallel(&pending, jobs, |task| evaluate(task), report)?;
     line.finish();
     Ok(tasks.iter().filter_map(|task| done.get(&task.key).cloned()).collect())
 }
@@ -94,6 +94,7 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
         let key = |axis: &str, level: f64| Key {
             run: trained.run.clone(),
             step: trained.checkpoint.progress.step,
+            policy: trained.checkpoint.fingerprint(),
             axis: axis.to_string(),
             level: level.to_string(),
             mode: match mode {
@@ -115,33 +116,6 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
         }
     }
     tasks
-}
-
-/// Works through tasks on some threads; `report` hears of each on this one. The first error it returns ends the work.
-fn in_parallel<'a>(tasks: &[&'a Task<'a>], jobs: usize, mut report: impl FnMut(&Task<'a>, Result<Cell>) -> Result<()>) -> Result<()> {
-    let (next, stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, tasks.len().max(1)) {
-            let (sender, next, stopped) = (sender.clone(), &next, &stopped);
-            scope.spawn(move || {
-                while !stopped.load(Ordering::Relaxed) {
-                    let Some(&task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                    // The receiver outlives the workers.
-                    let _ = sender.send((task, evaluate(task)));
-                }
-            });
-        }
-        drop(sender);
-        let mut first = Ok(());
-        for (task, outcome) in receiver {
-            if first.is_ok() {
-                first = report(task, outcome);
-                stopped.fetch_or(first.is_err(), Ordering::Relaxed);
-            }
-        }
-        first
-    })
 }
 
 fn evaluate(task: &Task<'_>) -> Result<Cell> {
@@ -184,7 +158,7 @@ impl Writer<'_> {
             records.push(cell::header(&[], &self.names));
         }
         records.push(cell::record(&[], cell, &self.names));
-        self.log.append(&cell::lines(records.iter().map(Vec::as_slice)))
+        self.log.append(&cell::lines(&records))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::plot::aggregate::{
 use crate::plot::figure::{Panel, Point, Series};
 use crate::plot::heat_map::HeatMap;
 use crate::plot::page::Section;
-use crate::plot::stats::{Summary, bootstrap};
+use crate::plot::stats::{Summary, bootstrap, plus_minus};
 
 /// Runs of one experiment.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,16 +109,16 @@ impl<'a> Report<'a> {
             let mut row = vec![method.label.clone(), method.runs.len().to_string()];
             for &level in &axis.levels {
                 let at: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
-                row.push(plus_minus(&at));
+                row.push(plus_minus(Summary::of(&at)));
             }
-            row.push(plus_minus(&values));
+            row.push(plus_minus(Summary::of(&values)));
             let strata = [values.clone()];
             row.push(with_interval(interquartile_mean(&strata), interval(&[&strata], |m| interquartile_mean(&m[0]))));
             let worst = |run: &String| {
                 let all = axis.levels.iter().filter_map(|&level| Some(self.score(run, axis, level)?.worst_decile));
                 all.fold(None, |low: Option<f64>, v| Some(low.map_or(v, |l| l.min(v))))
             };
-            row.push(plus_minus(&method.runs.values().filter_map(worst).collect::<Vec<_>>()));
+            row.push(plus_minus(Summary::of(&method.runs.values().filter_map(worst).collect::<Vec<_>>())));
             if i == self.baseline {
                 row.extend(["", "", ""].map(str::to_string));
             } else {
@@ -144,7 +144,7 @@ impl<'a> Report<'a> {
         let row = |(i, method): (usize, &Method)| {
             let (own, nominal) = (strata(method), self.nominal(method));
             let values: Vec<f64> = nominal.values().copied().collect();
-            let mut row = vec![method.label.clone(), method.runs.len().to_string(), plus_minus(&values)];
+            let mut row = vec![method.label.clone(), method.runs.len().to_string(), plus_minus(Summary::of(&values))];
             if i == self.baseline {
                 row.push(String::new());
             } else {
@@ -230,14 +230,6 @@ impl<'a> Report<'a> {
     }
 }
 
-fn plus_minus(values: &[f64]) -> String {
-    match Summary::of(values) {
-        None => "-".to_string(),
-        Some(s) if s.half_width.is_finite() => format!("{:.3} ± {:.3}", s.mean, s.half_width),
-        Some(s) => format!("{:.3}", s.mean),
-    }
-}
-
 fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
     match (value, interval) {
         (None, _) => "-".to_string(),
@@ -255,6 +247,7 @@ mod tests {
         let key = Key {
             run: run.to_string(),
             step: 1,
+            policy: String::new(),
             axis: axis.to_string(),
             level: level.to_string(),
             mode: "greedy".to_string(),

@@ -44,17 +44,10 @@ impl SweepDirectory {
     /// # Errors
     /// [`Failure::Usage`] if it cannot be created or holds something else; [`Failure::Run`] if another process writes there.
     pub fn claim(&self) -> Result<RunLock> {
-        let mut entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
-        if !self.file("cells").is_dir() && entries.any(|e| e.file_name() != "sweep.lock") {
-            return Err(Failure::usage(
-                format!("{} exists and holds something else than a sweep", self.path.display()),
-                "choose another --output",
-            ));
-        }
+        let lock = claim(&self.path, "cells", "a sweep")?;
         let cells = self.file("cells");
-        std::fs::create_dir_all(&cells)
-            .map_err(|e| Failure::usage(format!("cannot create {}: {e}", cells.display()), "choose a writable directory with --output"))?;
-        RunLock::take(&self.path, "sweep.lock")
+        std::fs::create_dir_all(&cells).map_err(|e| Failure::file("create", &cells, e))?;
+        Ok(lock)
     }
 
     /// Stores what the sweep is: `base` word for word, because a change may depend on what it leaves out, and because it
@@ -104,6 +97,23 @@ impl SweepDirectory {
         }
         Ok(())
     }
+}
+
+/// Creates a directory and takes the right to write there. A directory that holds anything without the file or directory
+/// `mark` belongs to somebody else; `what` says what was expected.
+///
+/// # Errors
+/// [`Failure::Usage`] if it cannot be created or holds something else; [`Failure::Run`] if another process writes there.
+pub fn claim(path: &Path, mark: &str, what: &str) -> Result<RunLock> {
+    const LOCK: &str = "sweep.lock";
+    let mut entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    if !path.join(mark).exists() && entries.any(|e| e.file_name() != LOCK) {
+        let message = format!("{} exists and holds something else than {what}", path.display());
+        return Err(Failure::usage(message, "choose another --output"));
+    }
+    std::fs::create_dir_all(path)
+        .map_err(|e| Failure::usage(format!("cannot create {}: {e}", path.display()), "choose a writable directory with --output"))?;
+    RunLock::take(path, LOCK)
 }
 
 /// The first setting that differs, in words. The number of threads does not count: no number depends on it.

@@ -10,12 +10,11 @@ use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use super::directory::SweepDirectory;
 use crate::config::sweep::Cell;
+use crate::experiment::parallel::in_parallel;
 use crate::failure::{Failure, Result};
 use crate::run::directory::RunDirectory;
 
@@ -35,31 +34,7 @@ pub fn run(
     mut report: impl FnMut(&Cell, Result<(), String>) -> Result<()>,
 ) -> Result<()> {
     let program = program()?;
-    let next = AtomicUsize::new(0);
-    let stopped = AtomicBool::new(false);
-    let (sender, receiver) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, cells.len().max(1)) {
-            let (sender, program, next, stopped) = (sender.clone(), &program, &next, &stopped);
-            scope.spawn(move || {
-                while !stopped.load(Ordering::Relaxed) {
-                    let Some(&cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                    let outcome = train(program, &directory.cell(cell), cell);
-                    // The receiver outlives the workers.
-                    let _ = sender.send((cell, outcome));
-                }
-            });
-        }
-        drop(sender);
-        let mut first = Ok(());
-        for (cell, outcome) in receiver {
-            if first.is_ok() {
-                first = report(cell, outcome);
-                stopped.fetch_or(first.is_err(), Ordering::Relaxed);
-            }
-        }
-        first
-    })
+    in_parallel(cells, jobs, |cell| train(&program, &directory.cell(cell), cell), |cell, outcome| report(cell, outcome))
 }
 
 /// This very program, even if its file has been replaced since it was started.

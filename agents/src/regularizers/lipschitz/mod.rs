@@ -19,8 +19,8 @@
 //!
 //! Features behind the observation, such as an agent index, are never perturbed.
 //!
-//! With `gradient = "stackelberg"` the ascent itself is differentiated ([`super::stackelberg`]): what the penalty will be after the
-//! attack has answered the changed weights.
+//! With `gradient = "stackelberg"` the ascent itself is differentiated (`stackelberg.rs`): what the penalty will be after the attack has
+//! answered the changed weights.
 //!
 //! Logged: `ernie/penalty` (mean of R before the weight), `ernie/weight`, `ernie/perturbation_over_radius`,
 //! `ernie/gradient_ratio` (norm of the weighted penalty's gradient with respect to the weights over that of the
@@ -28,7 +28,6 @@
 //! leader–follower term over that of the whole penalty's gradient) and `ernie/lipschitz_lower_bound` (the last
 //! one measured) beside `ernie/lipschitz_upper_bound` ([`super::spectral`]).
 
-use serde::{Deserialize, Serialize};
 use steadfast_envs::{Rng, SnapshotReader, SnapshotWriter};
 
 use super::ball::{ascend, length, project};
@@ -38,233 +37,11 @@ use crate::head::Distance;
 use crate::nn::{Mlp, Trace};
 use crate::{AgentError, StateDict};
 
+mod config;
+
 pub use super::ball::{Direction, Norm};
-
-/// The unit in which a perturbation is measured, feature by feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scale {
-    /// The environment's own units.
-    Absolute,
-    /// The running standard deviation of each feature; one that never varies is not perturbed.
-    RunningStd,
-}
-
-/// Which of the two outputs the penalty trains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Gradient {
-    /// Both; the perturbation itself counts as a constant (ERNIE without Stackelberg).
-    Detached,
-    /// Both, and the ascent that found the perturbation: how the attack answers a change of the weights counts
-    /// ([`super::stackelberg`]).
-    Stackelberg,
-    /// Only the perturbed one, which is pulled to the clean one.
-    TargetClean,
-}
-
-/// Settings of the adversarial penalty.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LipschitzConfig {
-    /// Weight of the penalty (the paper's λ), at least 0. With 0 the run equals the unregularised one bit for bit.
-    pub weight: f64,
-    /// Fraction of the run over which the weight grows linearly from 0, 0 to 1.
-    pub warmup_fraction: f64,
-    /// Radius of the ball (the paper's ε), at least 0, in the units of `scale`.
-    pub radius: f64,
-    /// The ball: `l2` or `linf`.
-    pub norm: Norm,
-    /// Units of the perturbation: `absolute` or `running_std`.
-    pub scale: Scale,
-    /// Ascent steps K, 0 to 1000.
-    pub steps: usize,
-    /// What a step makes of the slope: `raw`, `normalized` or `sign`; if absent `normalized` in the `l2` ball and `sign`
-    /// in the `linf` ball.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub direction: Option<Direction>,
-    /// Length of an ascent step in the units of the radius, above 0; the radius for one step, else 2 radius / steps.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub step_size: Option<f64>,
-    /// Standard deviation of the perturbation from which the ascent starts, in the units of `scale`, above 0.
-    pub initial_std: f64,
-    /// Distance of outputs: `kl` or `l2`.
-    pub distance: Distance,
-    /// What the penalty trains: `detached`, `stackelberg` or `target_clean`.
-    pub gradient: Gradient,
-    /// Factor of the leader–follower term of `gradient = "stackelberg"`, at least 0; 0 equals `detached`.
-    pub interaction_weight: f64,
-    /// The Lipschitz constant is bounded from below every so many updates; 0 means never.
-    pub probe_every: usize,
-}
-
-impl Default for LipschitzConfig {
-    fn default() -> Self {
-        Self {
-            weight: 0.1,
-            // Early policies are nearly uniform, so their divergence says nothing yet about a good weight.
-            warmup_fraction: 0.1,
-            radius: 0.1,
-            norm: Norm::L2,
-            scale: Scale::RunningStd,
-            steps: 1,
-            direction: None,
-            step_size: None,
-            initial_std: 1e-3,
-            distance: Distance::Kl,
-            gradient: Gradient::Detached,
-            interaction_weight: 1.0,
-            probe_every: 10,
-        }
-    }
-}
-
-impl LipschitzConfig {
-    /// Checks the ranges given with the fields.
-    ///
-    /// # Errors
-    /// [`AgentError::Config`] for the first field out of its range.
-    pub fn validate(&self) -> Result<(), AgentError> {
-        check_ball(self.weight, self.warmup_fraction, self.radius)?;
-        if self.steps > 1000 {
-            return Err(out_of_range("steps", "between 0 and 1000", self.steps.to_string()));
-        }
-        if let Some(size) = self.step_size
-            && !(size.is_finite() && size > 0.0)
-        {
-            return Err(out_of_range("step_size", "a finite number above 0", size.to_string()));
-        }
-        if !(self.initial_std.is_finite() && self.initial_std > 0.0) {
-            return Err(out_of_range(
-                "initial_std",
-                "a finite number above 0: at zero the ascent has no direction",
-                self.initial_std.to_string(),
-            ));
-        }
-        if !(self.interaction_weight.is_finite() && self.interaction_weight >= 0.0) {
-            return Err(out_of_range("interaction_weight", "a finite number of at least 0", self.interaction_weight.to_string()));
-        }
-        if self.gradient == Gradient::Stackelberg && self.direction() == Direction::Sign {
-            return Err(out_of_range(
-                "direction",
-                "`raw` or `normalized` with gradient = \"stackelberg\": a sign does not answer a small change of the weights",
-                "sign".to_string(),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The direction of steps, chosen by the ball if it is not given.
-    fn direction(&self) -> Direction {
-        self.direction.unwrap_or(match self.norm {
-            Norm::L2 => Direction::Normalized,
-            Norm::Linf => Direction::Sign,
-        })
-    }
-}
-
-/// Settings of the penalty at a random perturbation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GaussianConfig {
-    /// Weight of the penalty, at least 0.
-    pub weight: f64,
-    /// Fraction of the run over which the weight grows linearly from 0, 0 to 1.
-    pub warmup_fraction: f64,
-    /// Radius of the ball onto which a standard normal draw is projected, at least 0, in the units of `scale`.
-    pub radius: f64,
-    /// The ball: `l2` or `linf`.
-    pub norm: Norm,
-    /// Units of the perturbation: `absolute` or `running_std`.
-    pub scale: Scale,
-    /// Distance of outputs: `kl` or `l2`.
-    pub distance: Distance,
-    /// What the penalty trains: `detached` or `target_clean`.
-    pub gradient: Gradient,
-    /// The Lipschitz constant is bounded from below every so many updates; 0 means never.
-    pub probe_every: usize,
-}
-
-impl Default for GaussianConfig {
-    fn default() -> Self {
-        let adversarial = LipschitzConfig::default();
-        Self {
-            weight: adversarial.weight,
-            warmup_fraction: adversarial.warmup_fraction,
-            radius: adversarial.radius,
-            norm: adversarial.norm,
-            scale: adversarial.scale,
-            distance: adversarial.distance,
-            gradient: adversarial.gradient,
-            probe_every: adversarial.probe_every,
-        }
-    }
-}
-
-impl GaussianConfig {
-    /// Checks the ranges given with the fields.
-    ///
-    /// # Errors
-    /// [`AgentError::Config`] for the first field out of its range.
-    pub fn validate(&self) -> Result<(), AgentError> {
-        if self.gradient == Gradient::Stackelberg {
-            return Err(out_of_range(
-                "gradient",
-                "`detached` or `target_clean`: a drawn perturbation does not answer the weights",
-                "stackelberg".to_string(),
-            ));
-        }
-        check_ball(self.weight, self.warmup_fraction, self.radius)
-    }
-}
-
-/// Settings of the penalty on the slope of the network itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GradientPenaltyConfig {
-    /// Weight of the penalty, at least 0.
-    pub weight: f64,
-    /// Fraction of the run over which the weight grows linearly from 0, 0 to 1.
-    pub warmup_fraction: f64,
-    /// Units of the features with respect to which slopes are taken: `absolute` or `running_std`.
-    pub scale: Scale,
-    /// The Lipschitz constant is bounded from below every so many updates; 0 means never.
-    pub probe_every: usize,
-}
-
-impl Default for GradientPenaltyConfig {
-    fn default() -> Self {
-        let LipschitzConfig { warmup_fraction, scale, probe_every, .. } = LipschitzConfig::default();
-        Self { weight: 1e-3, warmup_fraction, scale, probe_every }
-    }
-}
-
-impl GradientPenaltyConfig {
-    /// Checks the ranges given with the fields.
-    ///
-    /// # Errors
-    /// [`AgentError::Config`] for the first field out of its range.
-    pub fn validate(&self) -> Result<(), AgentError> {
-        check_ball(self.weight, self.warmup_fraction, 0.0)
-    }
-}
-
-fn check_ball(weight: f64, warmup_fraction: f64, radius: f64) -> Result<(), AgentError> {
-    if !(weight.is_finite() && weight >= 0.0) {
-        return Err(out_of_range("weight", "a finite number of at least 0", weight.to_string()));
-    }
-    if !(0.0..=1.0).contains(&warmup_fraction) {
-        return Err(out_of_range("warmup_fraction", "between 0 and 1", warmup_fraction.to_string()));
-    }
-    if !(radius.is_finite() && radius >= 0.0) {
-        return Err(out_of_range("radius", "a finite number of at least 0", radius.to_string()));
-    }
-    Ok(())
-}
-
-fn out_of_range(field: &'static str, expected: &str, got: String) -> AgentError {
-    AgentError::Config { field: field.into(), expected: expected.to_string(), got }
-}
+pub(super) use config::out_of_range;
+pub use config::{GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Scale};
 
 /// How perturbations are found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -486,6 +263,14 @@ impl LipschitzRegularizer {
         (leader.derivative, leader.room) = (derivative, room);
     }
 
+    /// One attack from a fresh start: the distance `[rows]` it reached, and the perturbed inputs `[rows, input]`.
+    pub(super) fn ascend_once(&mut self, net: &Mlp, observed: &Observed<'_>) -> (&[f32], &[f32]) {
+        self.attack(net, observed, self.search, self.distance, false);
+        let (rows, value) = (observed.rows, &mut self.value);
+        observed.head.divergence(self.distance, self.trace.output(), observed.outputs, rows, 1.0, value, None, None, None);
+        (&self.value[..rows], &self.perturbed)
+    }
+
     /// Mean length of the perturbations over the radius.
     fn relative_norm(&self, rows: usize, features: usize) -> f64 {
         if self.radius == 0.0 || rows == 0 || !self.is_bounded {
@@ -493,95 +278,6 @@ impl LipschitzRegularizer {
         }
         let total: f64 = self.offset[..rows * features].chunks_exact(features).map(|u| f64::from(length(u, self.norm))).sum();
         total / rows as f64 / f64::from(self.radius)
-    }
-}
-
-/// An attacker who changes what a trained policy observes so that it acts as differently as possible: projected gradient
-/// ascent on the distance of its outputs, from several starts. It knows the policy and nothing of the reward.
-///
-/// Source: Zhang et al. 2020, "Robust Deep Reinforcement Learning against Adversarial Perturbations on State Observations"
-/// (arXiv 2003.08938), the maximal action difference attack; Madry et al. 2018 (arXiv 1706.06083) for restarts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ObservationAttackConfig {
-    /// Radius of the ball in the environment's units, at least 0.
-    pub radius: f64,
-    /// The ball: `l2` or `linf`.
-    pub norm: Norm,
-    /// Ascent steps per start, 1 to 1000.
-    pub steps: usize,
-    /// Starts, of which the best end counts, 1 to 100.
-    pub restarts: usize,
-}
-
-impl Default for ObservationAttackConfig {
-    fn default() -> Self {
-        Self { radius: 0.1, norm: Norm::Linf, steps: 10, restarts: 3 }
-    }
-}
-
-impl ObservationAttackConfig {
-    /// Checks the ranges given with the fields.
-    ///
-    /// # Errors
-    /// [`AgentError::Config`] for the first field out of its range.
-    pub fn validate(&self) -> Result<(), AgentError> {
-        if !(self.radius.is_finite() && self.radius >= 0.0) {
-            return Err(out_of_range("radius", "a finite number of at least 0", self.radius.to_string()));
-        }
-        for (field, value, most) in [("steps", self.steps, 1000), ("restarts", self.restarts, 100)] {
-            if !(1..=most).contains(&value) {
-                return Err(out_of_range(field, &format!("between 1 and {most}"), value.to_string()));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An [`ObservationAttackConfig`] at work.
-pub struct ObservationAttack {
-    ascent: LipschitzRegularizer,
-    restarts: usize,
-    best: Vec<f32>,
-    inputs: Vec<f32>,
-}
-
-impl ObservationAttack {
-    /// An attacker with its own stream of random numbers.
-    pub fn new(config: &ObservationAttackConfig, rng: Rng) -> Self {
-        let ball = LipschitzConfig {
-            radius: config.radius,
-            norm: config.norm,
-            scale: Scale::Absolute,
-            steps: config.steps,
-            // Together somewhat more than the way across the ball.
-            step_size: Some((2.5 * config.radius / config.steps as f64).max(f64::MIN_POSITIVE)),
-            initial_std: 0.5 * config.radius,
-            ..LipschitzConfig::default()
-        };
-        Self { ascent: LipschitzRegularizer::adversarial(&ball, rng), restarts: config.restarts, best: Vec::new(), inputs: Vec::new() }
-    }
-
-    /// The inputs `[rows, input]` at which the policy's outputs are farthest from `observed.outputs`.
-    pub fn perturb(&mut self, net: &Mlp, observed: &Observed<'_>) -> &[f32] {
-        let (rows, width) = (observed.rows, net.input());
-        self.best.clear();
-        self.best.resize(rows, f32::NEG_INFINITY);
-        copy_into(&observed.inputs[..rows * width], &mut self.inputs);
-        for _ in 0..self.restarts {
-            let ascent = &mut self.ascent;
-            ascent.attack(net, observed, ascent.search, ascent.distance, false);
-            let LipschitzRegularizer { distance, value, trace, perturbed, .. } = ascent;
-            observed.head.divergence(*distance, trace.output(), observed.outputs, rows, 1.0, value, None, None, None);
-            for (row, &value) in value[..rows].iter().enumerate() {
-                if value > self.best[row] {
-                    self.best[row] = value;
-                    let at = row * width..(row + 1) * width;
-                    self.inputs[at.clone()].copy_from_slice(&perturbed[at]);
-                }
-            }
-        }
-        &self.inputs
     }
 }
 
