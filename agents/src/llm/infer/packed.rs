@@ -68,16 +68,13 @@ struct Product<'a> {
 impl Vectorised for Product<'_> {
     type Out = ();
 
+    // No closures from here on: they would be compiled without the vector instructions.
     #[inline(always)]
     fn run<L: Lane>(self) {
-        if L::WIDTH == PANEL { self.wide::<L>() } else { self.narrow::<L>() }
-    }
-}
-
-impl Product<'_> {
-    /// With 32 registers of a whole panel's width.
-    #[inline(always)]
-    fn wide<L: Lane>(self) {
+        // With 32 registers of a whole panel's width tiles have sixteen sums; with 16 registers of half its width more than
+        // twelve would be spilled.
+        let is_wide = L::WIDTH == PANEL;
+        let most = if is_wide { 8 } else { 6 };
         // A few panels are kept in the cache while all rows pass.
         let mut panel = self.panels.start;
         while panel < self.panels.end {
@@ -85,70 +82,51 @@ impl Product<'_> {
             let mut row = 0;
             while row < self.rows {
                 let left = self.rows - row;
-                match (n, left) {
-                    (4, 1..4) => self.tile::<L, 4, 1>(panel, row),
-                    (4, 4..8) => self.tile::<L, 4, 4>(panel, row),
-                    (4, _) => {
-                        self.tile::<L, 2, 8>(panel, row);
-                        self.tile::<L, 2, 8>(panel + 2, row);
+                let rows = if left >= most {
+                    most
+                } else if left >= 4 {
+                    4
+                } else {
+                    1
+                };
+                match (is_wide, n, rows) {
+                    (true, 4, 1) => self.tile::<L, 1, 4, 1>(panel, row, [0]),
+                    (true, 4, 4) => self.tile::<L, 1, 4, 4>(panel, row, [0]),
+                    (true, 4, _) => {
+                        self.tile::<L, 1, 2, 8>(panel, row, [0]);
+                        self.tile::<L, 1, 2, 8>(panel + 2, row, [0]);
                     }
-                    (_, 8..) => (0..n).for_each(|p| self.tile::<L, 1, 8>(panel + p, row)),
-                    (_, 4..) => (0..n).for_each(|p| self.tile::<L, 1, 4>(panel + p, row)),
-                    _ => (0..n).for_each(|p| self.tile::<L, 1, 1>(panel + p, row)),
+                    (false, 4, 1) => self.halves::<L, 4, 1>(panel, row),
+                    _ => {
+                        for panel in panel..panel + n {
+                            match (is_wide, rows) {
+                                (true, 1) => self.tile::<L, 1, 1, 1>(panel, row, [0]),
+                                (true, 4) => self.tile::<L, 1, 1, 4>(panel, row, [0]),
+                                (true, _) => self.tile::<L, 1, 1, 8>(panel, row, [0]),
+                                (false, 1) => self.halves::<L, 1, 1>(panel, row),
+                                (false, 4) => self.halves::<L, 1, 4>(panel, row),
+                                (false, _) => self.halves::<L, 1, 6>(panel, row),
+                            }
+                        }
+                    }
                 }
-                row += match left {
-                    8.. => 8,
-                    4.. => 4,
-                    _ => 1,
-                };
+                row += rows;
             }
             panel += n;
         }
     }
+}
 
-    /// With 16 registers of half a panel's width or less: more than twelve sums would be spilled.
-    #[inline(always)]
-    fn narrow<L: Lane>(self) {
-        let mut panel = self.panels.start;
-        while panel < self.panels.end {
-            let n = (self.panels.end - panel).min(4);
-            let mut row = 0;
-            while row < self.rows {
-                let left = self.rows - row;
-                match (n, left) {
-                    (4, 1..4) => self.halves::<L, 4, 1>(panel, row),
-                    (_, 6..) => (0..n).for_each(|p| self.halves::<L, 1, 6>(panel + p, row)),
-                    (_, 4..) => (0..n).for_each(|p| self.halves::<L, 1, 4>(panel + p, row)),
-                    _ => (0..n).for_each(|p| self.halves::<L, 1, 1>(panel + p, row)),
-                }
-                row += match left {
-                    6.. => 6,
-                    4.. => 4,
-                    _ => 1,
-                };
-            }
-            panel += n;
-        }
-    }
-
+impl Product<'_> {
     /// `P` panels by `R` rows, each panel as two vectors.
     #[inline(always)]
     fn halves<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize) {
-        let half = PANEL / 2;
-        for first in (0..half).step_by(L::WIDTH) {
-            self.columns::<L, 2, P, R>(panel, row, [first, first + half]);
-        }
-    }
-
-    /// `P` panels by `R` rows. A panel is one vector.
-    #[inline(always)]
-    fn tile<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize) {
-        self.columns::<L, 1, P, R>(panel, row, [0]);
+        self.tile::<L, 2, P, R>(panel, row, [0, PANEL / 2]);
     }
 
     /// The vectors at `offsets` of `P` panels by `R` rows.
     #[inline(always)]
-    fn columns<L: Lane, const V: usize, const P: usize, const R: usize>(&self, panel: usize, row: usize, offsets: [usize; V]) {
+    fn tile<L: Lane, const V: usize, const P: usize, const R: usize>(&self, panel: usize, row: usize, offsets: [usize; V]) {
         let input = self.map.input;
         let stride = PANEL * input;
         assert!((panel + P) * stride <= self.map.panels.len() && (row + R) * input <= self.x.len(), "a tile lies in its matrices");
@@ -157,8 +135,11 @@ impl Product<'_> {
         let x = &self.x[row * input..(row + R) * input];
         for i in 0..input {
             for p in 0..P {
-                // SAFETY: the panel ends within the matrix, as asserted; an offset and the width are at most 16 together.
-                let w = offsets.map(|offset| unsafe { L::load(weights.as_ptr().add(p * stride + i * PANEL + offset)) });
+                let mut w = [L::splat(0.0); V];
+                for v in 0..V {
+                    // SAFETY: the panel ends within the matrix, as asserted; an offset and the width are at most 16 together.
+                    w[v] = unsafe { L::load(weights.as_ptr().add(p * stride + i * PANEL + offsets[v])) };
+                }
                 for r in 0..R {
                     // SAFETY: `x` has `R` rows of `input`.
                     let x = L::splat(unsafe { *x.as_ptr().add(r * input + i) });
@@ -168,22 +149,28 @@ impl Product<'_> {
                 }
             }
         }
-        for (r, sums) in sums.iter().enumerate() {
-            for (p, v) in (0..P).flat_map(|p| (0..V).map(move |v| (p, v))) {
-                let mut lanes = [0.0_f32; PANEL];
-                sums[p][v].write(&mut lanes);
-                let first = (panel + p) * PANEL + offsets[v];
-                // The last panel may end before its second half begins.
-                let n = L::WIDTH.min(self.map.output.saturating_sub(first));
-                if n == 0 {
-                    continue;
-                }
-                let place = (row + r) * self.map.output + first;
-                // SAFETY: each panel's columns are written by the piece of work that has the panel.
-                let y = unsafe { self.y.slice(place..place + n) };
-                match &self.map.bias {
-                    Some(bias) => y.iter_mut().zip(&lanes).zip(&bias[first..]).for_each(|((y, sum), b)| *y = sum + b),
-                    None => y.copy_from_slice(&lanes[..n]),
+        for r in 0..R {
+            for p in 0..P {
+                for v in 0..V {
+                    let mut lanes = [0.0_f32; PANEL];
+                    sums[r][p][v].write(&mut lanes);
+                    let first = (panel + p) * PANEL + offsets[v];
+                    // The last panel may end before its second half begins.
+                    let n = L::WIDTH.min(self.map.output.saturating_sub(first));
+                    if n == 0 {
+                        continue;
+                    }
+                    let place = (row + r) * self.map.output + first;
+                    // SAFETY: each panel's columns are written by the piece of work that has the panel.
+                    let y = unsafe { self.y.slice(place..place + n) };
+                    match &self.map.bias {
+                        Some(bias) => {
+                            for ((y, sum), b) in y.iter_mut().zip(&lanes).zip(&bias[first..]) {
+                                *y = sum + b;
+                            }
+                        }
+                        None => y.copy_from_slice(&lanes[..n]),
+                    }
                 }
             }
         }
