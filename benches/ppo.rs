@@ -12,8 +12,9 @@
 
 use std::time::Instant;
 
-use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig, Schedule};
+use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig};
 use steadfast_agents::regularizers::lipschitz::{Gradient, LipschitzConfig};
+use steadfast_agents::schedule::Schedule;
 use steadfast_agents::{Learner, RegularizerConfig};
 use steadfast_envs::particle::SimpleSpreadConfig;
 use steadfast_envs::{ActMode, EnvConfig, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, VectorEnv};

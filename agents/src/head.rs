@@ -38,7 +38,19 @@ pub enum PolicyHead {
         /// The box of actions.
         bounds: ActionBox,
     },
+    /// Outputs are the values of `n` choices, of which the greatest is taken.
+    Values {
+        /// Number of choices.
+        n: usize,
+    },
+    /// Outputs pass through tanh and are stretched to the box.
+    Deterministic {
+        /// The box of actions.
+        bounds: ActionBox,
+    },
 }
+
+const NO_DISTRIBUTION: &str = "values and deterministic actions are no distribution; learners refuse such settings";
 
 /// The chosen actions of some rows: indices `[rows]` or vectors `[rows, width]`, the other one empty.
 #[derive(Debug, Clone, Copy)]
@@ -87,15 +99,26 @@ impl PolicyHead {
     /// Network outputs per row, and numbers per continuous action.
     pub fn width(&self) -> usize {
         match self {
-            Self::Categorical { n } => *n,
+            Self::Categorical { n } | Self::Values { n } => *n,
             Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => log_std.len(),
+            Self::Deterministic { bounds } => bounds.len(),
         }
     }
 
-    /// Logarithms of the deviations; empty for categorical policies.
+    /// How far apart two outputs are, where nothing else is asked for.
+    pub fn natural_distance(&self) -> Distance {
+        if self.has_distribution() { Distance::Kl } else { Distance::L2 }
+    }
+
+    /// Whether outputs stand for a distribution over actions.
+    pub fn has_distribution(&self) -> bool {
+        !matches!(self, Self::Values { .. } | Self::Deterministic { .. })
+    }
+
+    /// Logarithms of the deviations; empty if there are none.
     pub fn log_std(&self) -> &[f32] {
         match self {
-            Self::Categorical { .. } => &[],
+            Self::Categorical { .. } | Self::Values { .. } | Self::Deterministic { .. } => &[],
             Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => log_std,
         }
     }
@@ -103,7 +126,7 @@ impl PolicyHead {
     /// The same, to be trained.
     pub fn log_std_mut(&mut self) -> &mut [f32] {
         match self {
-            Self::Categorical { .. } => &mut [],
+            Self::Categorical { .. } | Self::Values { .. } | Self::Deterministic { .. } => &mut [],
             Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => log_std,
         }
     }
@@ -112,9 +135,9 @@ impl PolicyHead {
     /// [`PolicyHead::evaluate`].
     ///
     /// # Panics
-    /// If the actions are continuous.
+    /// If the head is no distribution over indices.
     pub fn choose_index(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng) -> (u32, f32) {
-        let Self::Categorical { n } = self else { panic!("a continuous head chooses vectors") };
+        let Self::Categorical { n } = self else { panic!("this head draws no indices") };
         let logits = &outputs[row * n..(row + 1) * n];
         match mode {
             ActMode::Sample => categorical::sample(logits, rng),
@@ -125,12 +148,12 @@ impl PolicyHead {
     /// Chooses the action vector of one row. `room` is overwritten.
     ///
     /// # Panics
-    /// If the actions are discrete.
+    /// If the head is no distribution over vectors.
     pub fn choose_vector(&self, outputs: &[f32], row: usize, mode: ActMode, rng: &mut Rng, action: &mut [f32], room: &mut Evaluation) {
         let width = self.width();
         let mean = &outputs[row * width..(row + 1) * width];
         match self {
-            Self::Categorical { .. } => panic!("a discrete head chooses indices"),
+            Self::Categorical { .. } | Self::Values { .. } | Self::Deterministic { .. } => panic!("this head draws no vectors"),
             Self::Gaussian { log_std } => match mode {
                 ActMode::Sample => gaussian::sample(mean, log_std, rng, action),
                 ActMode::Greedy => gaussian::greedy(mean, log_std, action),
@@ -148,6 +171,9 @@ impl PolicyHead {
 
     /// Log-probabilities of the chosen actions and entropies, into `out`. The entropy of a squashed policy is its
     /// one-sample estimate, the negative log-probability.
+    ///
+    /// # Panics
+    /// If the head stands for no distribution.
     pub fn evaluate(&self, outputs: &[f32], rows: usize, chosen: ActionRows<'_>, out: &mut Evaluation) {
         out.log_prob.resize(rows, 0.0);
         out.entropy.resize(rows, 0.0);
@@ -164,11 +190,15 @@ impl PolicyHead {
                 squashed_gaussian::evaluate(outputs, log_std, bounds, rows, &out.pre, &mut out.log_prob, &mut out.squashed);
                 out.entropy.iter_mut().zip(&out.log_prob).for_each(|(e, l)| *e = -l);
             }
+            Self::Values { .. } | Self::Deterministic { .. } => panic!("{NO_DISTRIBUTION}"),
         }
     }
 
     /// Adds the gradient of `Σ d_log_prob · log_prob + d_entropy · entropy` of the last [`PolicyHead::evaluate`] to
     /// `d_outputs` and `d_log_std`.
+    ///
+    /// # Panics
+    /// If the head stands for no distribution.
     pub fn backward(
         &self,
         chosen: ActionRows<'_>,
@@ -197,6 +227,7 @@ impl PolicyHead {
                     d_log_std,
                 );
             }
+            Self::Values { .. } | Self::Deterministic { .. } => panic!("{NO_DISTRIBUTION}"),
         }
     }
 
@@ -204,7 +235,7 @@ impl PolicyHead {
     /// policies, which have none.
     pub fn log_std_gradient(&self, perturbed: &[f32], clean: &[f32], weights: &[f32], d_log_std: &mut [f32]) {
         match self {
-            Self::Categorical { .. } => {}
+            Self::Categorical { .. } | Self::Values { .. } | Self::Deterministic { .. } => {}
             Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => {
                 shared_std_gradient(perturbed, clean, log_std, |row| weights[row], d_log_std);
             }
@@ -215,6 +246,9 @@ impl PolicyHead {
     ///
     /// Deviations do not depend on the observation, so both distributions share them; squashing does not change the
     /// divergence, because it is one and the same invertible map for both.
+    ///
+    /// # Panics
+    /// If a divergence is asked for and the head stands for no distribution.
     pub fn divergence(
         &self,
         distance: Distance,
@@ -238,6 +272,7 @@ impl PolicyHead {
                     shared_std_gradient(perturbed, clean, log_std, |_| weight, d_log_std);
                 }
             }
+            (Distance::Kl, Self::Values { .. } | Self::Deterministic { .. }) => panic!("{NO_DISTRIBUTION}"),
         }
     }
 }

@@ -1,11 +1,9 @@
 //! What every algorithm offers to the program that runs it.
 
-use std::collections::BTreeMap;
-
 use steadfast_envs::{Policy, RolloutBatch, SeedTree};
 
-use crate::AgentError;
 use crate::regularizers::attack::ObservationAttackConfig;
+use crate::{AgentError, StateDict};
 
 /// Named numbers of one update, in a fixed order: `group/name` and value.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,100 +27,6 @@ impl Metrics {
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
     }
-}
-
-/// A saved array.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Array {
-    /// Single-precision numbers with their shape.
-    F32(Vec<usize>, Vec<f32>),
-    /// Double-precision numbers with their shape.
-    F64(Vec<usize>, Vec<f64>),
-    /// Words: counters and the positions of generators.
-    U64(Vec<u64>),
-}
-
-/// Everything a learner needs to go on exactly where it was, by name.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct StateDict {
-    /// The arrays.
-    pub arrays: BTreeMap<String, Array>,
-}
-
-impl StateDict {
-    /// Adds single-precision numbers.
-    pub fn put_f32(&mut self, name: impl Into<String>, shape: &[usize], values: &[f32]) {
-        self.arrays.insert(name.into(), Array::F32(shape.to_vec(), values.to_vec()));
-    }
-
-    /// Adds double-precision numbers.
-    pub fn put_f64(&mut self, name: impl Into<String>, shape: &[usize], values: &[f64]) {
-        self.arrays.insert(name.into(), Array::F64(shape.to_vec(), values.to_vec()));
-    }
-
-    /// Adds words.
-    pub fn put_u64(&mut self, name: impl Into<String>, values: &[u64]) {
-        self.arrays.insert(name.into(), Array::U64(values.to_vec()));
-    }
-
-    fn get(&self, name: &str) -> Result<&Array, AgentError> {
-        self.arrays.get(name).ok_or_else(|| AgentError::State { tensor: name.to_string(), reason: "it is missing".to_string() })
-    }
-
-    /// Single-precision numbers of a known length.
-    ///
-    /// # Errors
-    /// [`AgentError::State`] if they are missing, of another type or of another length.
-    pub fn f32(&self, name: &str, length: usize) -> Result<&[f32], AgentError> {
-        match self.get(name)? {
-            Array::F32(_, values) if values.len() == length => Ok(values),
-            other => Err(unfit(name, &format!("{length} values of type F32"), other)),
-        }
-    }
-
-    /// Double-precision numbers of a known length.
-    ///
-    /// # Errors
-    /// As [`StateDict::f32`].
-    pub fn f64(&self, name: &str, length: usize) -> Result<&[f64], AgentError> {
-        match self.get(name)? {
-            Array::F64(_, values) if values.len() == length => Ok(values),
-            other => Err(unfit(name, &format!("{length} values of type F64"), other)),
-        }
-    }
-
-    /// Words.
-    ///
-    /// # Errors
-    /// [`AgentError::State`] if they are missing or of another type.
-    pub fn u64(&self, name: &str) -> Result<&[u64], AgentError> {
-        match self.get(name)? {
-            Array::U64(values) => Ok(values),
-            other => Err(unfit(name, "values of type U64", other)),
-        }
-    }
-}
-
-impl StateDict {
-    /// A single word.
-    ///
-    /// # Errors
-    /// [`AgentError::State`] if it is missing, of another type or not alone.
-    pub fn counter(&self, name: &str) -> Result<u64, AgentError> {
-        match self.u64(name)? {
-            [value] => Ok(*value),
-            _ => Err(unfit(name, "one value of type U64", self.get(name)?)),
-        }
-    }
-}
-
-fn unfit(name: &str, expected: &str, got: &Array) -> AgentError {
-    let (kind, n) = match got {
-        Array::F32(_, v) => ("F32", v.len()),
-        Array::F64(_, v) => ("F64", v.len()),
-        Array::U64(v) => ("U64", v.len()),
-    };
-    AgentError::State { tensor: name.to_string(), reason: format!("expected {expected}, got {n} of type {kind}") }
 }
 
 /// An algorithm: a policy that acts and a rule that improves it from rollouts.

@@ -7,16 +7,24 @@
 pub mod algorithms;
 pub mod config;
 pub mod error;
+pub mod explore;
 pub mod head;
 pub mod learner;
 #[cfg(feature = "llm")]
 pub mod llm;
 pub mod nn;
+mod ranges;
 pub mod regularizers;
+pub mod replay;
 pub mod returns;
 pub mod schedule;
+pub mod state_dict;
+pub mod target;
+pub mod team;
 
 pub use config::AgentConfig;
 pub use error::AgentError;
-pub use learner::{Array, Learner, Metrics, StateDict};
+pub use learner::{Learner, Metrics};
 pub use regularizers::RegularizerConfig;
+pub use regularizers::action::ActionRegularizerConfig;
+pub use state_dict::{Array, StateDict};

@@ -1,5 +1,20 @@
 //! Returns and advantages from rewards and value estimates.
 
+use serde::{Deserialize, Serialize};
+
+/// How rewards are scaled before they are learned from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardScaling {
+    /// Not at all.
+    None,
+    /// Divided by the running deviation of the discounted return.
+    ReturnStd,
+}
+
+/// Scaled rewards are clamped to this size.
+pub(crate) const REWARD_CLIP: f32 = 10.0;
+
 /// Rewards and ends of a rollout with the value estimates around them.
 #[derive(Debug, Clone, Copy)]
 pub struct Trajectories<'a> {

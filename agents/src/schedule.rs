@@ -4,6 +4,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::AgentError;
 
+/// How the learning rate changes during the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It stays.
+    Constant,
+    /// It falls linearly to 0 at the last step.
+    Linear,
+}
+
+impl Schedule {
+    /// Factor of the learning rate at a point of the run, `progress` from 0 to 1.
+    pub fn remaining(self, progress: f64) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::Linear => (1.0 - progress).max(0.0),
+        }
+    }
+}
+
 /// What follows the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

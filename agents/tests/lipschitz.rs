@@ -56,7 +56,7 @@ fn random_inputs(n: usize) -> Vec<f32> {
 }
 
 fn adversarial(radius: f64, steps: usize, norm: Norm, distance: Distance) -> RegularizerConfig {
-    RegularizerConfig::Lipschitz(LipschitzConfig { radius, steps, norm, distance, ..Default::default() })
+    RegularizerConfig::Lipschitz(LipschitzConfig { radius, steps, norm, distance: Some(distance), ..Default::default() })
 }
 
 /// Largest eigenvalue of a symmetric matrix by power iteration.
@@ -85,7 +85,7 @@ fn ascent_on_a_linear_map_finds_the_top_singular_value() {
     let net = linear(&WEIGHTS);
     let head = PolicyHead::Categorical { n: 2 };
     let expected = 0.3_f64.powi(2) * top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]]));
-    let config = LipschitzConfig { radius: 0.3, steps: 50, step_size: Some(0.3), distance: Distance::L2, ..Default::default() };
+    let config = LipschitzConfig { radius: 0.3, steps: 50, step_size: Some(0.3), distance: Some(Distance::L2), ..Default::default() };
     let outcome = evaluate(&RegularizerConfig::Lipschitz(config), &net, &head, &random_inputs(30), &[1.0; 3], 1);
     assert!((outcome.penalty.value / expected - 1.0).abs() < 1e-4, "{} {expected}", outcome.penalty.value);
 }
@@ -123,7 +123,7 @@ fn gradients_match_central_differences() {
     for head in [PolicyHead::Categorical { n: 4 }, PolicyHead::Gaussian { log_std: vec![-0.3, 0.1, 0.2, 0.0] }] {
         for distance in [Distance::Kl, Distance::L2] {
             // A drawn perturbation does not depend on the weights, so the whole derivative is what the penalty reports.
-            let gaussian = GaussianConfig { radius: 0.8, distance, gradient: Gradient::Detached, ..Default::default() };
+            let gaussian = GaussianConfig { radius: 0.8, distance: Some(distance), gradient: Gradient::Detached, ..Default::default() };
             let config = RegularizerConfig::Gaussian(gaussian);
             let net = random_net(1.0);
             let outcome = evaluate(&config, &net, &head, &inputs, &unit, 7);
@@ -179,7 +179,17 @@ fn the_stackelberg_gradient_is_the_derivative_of_the_attacked_penalty() {
         // Free steps begin where the distance is large enough for differences in single precision.
         let (initial_std, step_size, radius) = if direction == Direction::Raw { (0.3, Some(0.5), 2.0) } else { (0.02, None, 0.3) };
         let direction = Some(direction);
-        let config = LipschitzConfig { gradient, norm, direction, steps, step_size, distance, initial_std, radius, ..Default::default() };
+        let config = LipschitzConfig {
+            gradient,
+            norm,
+            direction,
+            steps,
+            step_size,
+            distance: Some(distance),
+            initial_std,
+            radius,
+            ..Default::default()
+        };
         config.validate().expect("the test's own settings");
         RegularizerConfig::Lipschitz(config)
     };

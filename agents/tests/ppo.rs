@@ -1,11 +1,12 @@
 //! PPO learns small worlds in seconds, is exact where it promises to be, and refuses what does not fit.
 
-use steadfast_agents::algorithms::ppo::{
-    AdvantageNormalization, ContinuousPolicy, Critic, Ppo, PpoConfig, RewardScaling, RewardSharing, Schedule, Sharing,
-};
+use steadfast_agents::algorithms::ppo::{AdvantageNormalization, ContinuousPolicy, Critic, Ppo, PpoConfig};
 use steadfast_agents::head::Distance;
 use steadfast_agents::nn::Activation;
 use steadfast_agents::regularizers::lipschitz::{GaussianConfig, Gradient, LipschitzConfig, Norm, Scale};
+use steadfast_agents::returns::RewardScaling;
+use steadfast_agents::schedule::Schedule;
+use steadfast_agents::team::{RewardSharing, Sharing};
 use steadfast_agents::{AgentError, Array, Learner, Metrics, RegularizerConfig, StateDict};
 use steadfast_envs::particle::{SimpleSpreadConfig, SimpleTagConfig};
 use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig};
@@ -201,7 +202,7 @@ fn every_regulariser_learns_and_reports() {
     for regularizer in [
         RegularizerConfig::Lipschitz(ernie(0.02)),
         RegularizerConfig::Lipschitz(LipschitzConfig { norm: Norm::Linf, steps: 3, gradient: Gradient::TargetClean, ..ernie(0.02) }),
-        RegularizerConfig::Lipschitz(LipschitzConfig { scale: Scale::Absolute, distance: Distance::L2, ..ernie(0.02) }),
+        RegularizerConfig::Lipschitz(LipschitzConfig { scale: Scale::Absolute, distance: Some(Distance::L2), ..ernie(0.02) }),
         RegularizerConfig::Gaussian(GaussianConfig { weight: 0.02, warmup_fraction: 0.2, ..Default::default() }),
     ] {
         let mut run = Run::new(&identity(false, 1), &quick(), Some(&regularizer), 10);
@@ -218,7 +219,7 @@ fn every_regulariser_learns_and_reports() {
 #[test]
 fn the_penalty_makes_the_policy_smoother() {
     let bound = |weight: f64| {
-        let config = RegularizerConfig::Lipschitz(LipschitzConfig { distance: Distance::L2, ..ernie(weight) });
+        let config = RegularizerConfig::Lipschitz(LipschitzConfig { distance: Some(Distance::L2), ..ernie(weight) });
         let mut run = Run::new(&identity(false, 1), &quick(), Some(&config), 11);
         run.train(25).get("ernie/lipschitz_lower_bound").unwrap()
     };

@@ -3,8 +3,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig, RewardScaling, RewardSharing};
+use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig};
 use steadfast_agents::regularizers::lipschitz::LipschitzConfig;
+use steadfast_agents::returns::RewardScaling;
+use steadfast_agents::team::RewardSharing;
 use steadfast_agents::{Learner, RegularizerConfig};
 use steadfast_envs::particle::{SimpleSpreadConfig, SimpleTagConfig};
 use steadfast_envs::{ActMode, EnvConfig, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, VectorEnv};

@@ -120,6 +120,13 @@ impl Rng {
         StandardNormal.sample(&mut self.0)
     }
 
+    /// A draw from the standard Gumbel distribution.
+    pub fn gumbel_f32(&mut self) -> f32 {
+        // The open interval keeps both logarithms finite.
+        let uniform = (self.unit() + f64::EPSILON).min(1.0 - f64::EPSILON);
+        -(-uniform.ln()).ln() as f32
+    }
+
     /// Random order of `items` (Fisher–Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {

@@ -154,8 +154,10 @@ pub fn online(c: &ExperimentConfig) -> Result<bool, Misfit> {
         return Err(Misfit::at(&place, problem.help("`steadfast list envs` shows the worlds; those of text are marked")));
     }
     device(&c.device)?;
-    if c.regularizer.is_some() {
-        return Err(Misfit::new("regularizer", "absent for language models", "one"));
+    for (field, is_present) in [("regularizer", c.regularizer.is_some()), ("action_regularizer", c.action_regularizer.is_some())] {
+        if is_present {
+            return Err(Misfit::new(field, "absent for language models", "one"));
+        }
     }
     let group = gradient.group_size();
     check(c.slots.is_multiple_of(group), "slots", &format!("a multiple of `{place}.group_size` = {group}"), c.slots)?;

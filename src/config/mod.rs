@@ -19,7 +19,7 @@ pub use experiment::Experiment;
 #[cfg(feature = "llm")]
 pub use language::{LanguageConfig, ModelConfig};
 use serde::{Deserialize, Serialize};
-use steadfast_agents::{AgentConfig, RegularizerConfig};
+use steadfast_agents::{ActionRegularizerConfig, AgentConfig, RegularizerConfig};
 use steadfast_envs::{ActMode, EnvConfig, PerturbationConfig};
 use steadfast_reward::RewardConfig;
 
@@ -55,6 +55,9 @@ pub struct ExperimentConfig {
     /// A penalty that makes the policy robust, one of `[regularizer.NAME]`; none if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub regularizer: Option<RegularizerConfig>,
+    /// A penalty that makes the value of joint actions robust against a few agents that act otherwise; none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action_regularizer: Option<ActionRegularizerConfig>,
     /// A reward that is learned from preferences and replaces the world's own in training; the world's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<RewardConfig>,
@@ -88,6 +91,7 @@ impl Default for ExperimentConfig {
             #[cfg(feature = "llm")]
             reward_model: None,
             regularizer: None,
+            action_regularizer: None,
             reward: None,
             eval: EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use steadfast_agents::algorithms::ppo::Sharing;
+use steadfast_agents::team::Sharing;
 use steadfast_agents::{AgentConfig, AgentError};
 use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed, Space};
 use steadfast_reward::dataset::{PreferenceFile, ReadOptions};
@@ -40,6 +40,8 @@ impl Misfit {
 
     pub(super) fn from_agent(path: &str, error: &AgentError) -> Self {
         match error {
+            // Some settings stand beside those of the learner.
+            AgentError::Config { field, expected, got } if field.contains("regularizer") => Self::new(field, expected, got),
             AgentError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
             AgentError::Env(error) => Self::from_env(path, error),
             other => Self::whole(path, other),
@@ -94,6 +96,9 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     let spec = env()?.spec().clone();
     if let Some(regularizer) = &c.regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent(&format!("regularizer.{}", regularizer.name()), &e))?;
+    }
+    if let Some(regularizer) = &c.action_regularizer {
+        regularizer.validate().map_err(|e| Misfit::from_agent("action_regularizer", &e))?;
     }
     if let Some(reward) = &c.reward {
         let fail = |e: RewardError| Misfit::from_reward("reward", &e);
@@ -188,8 +193,13 @@ pub(super) const MAX_BYTES: f64 = 64.0 * GIB;
 /// Refuses settings whose arrays would not fit, before anything is allocated.
 fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
     // Language models are measured when they are read.
-    #[allow(irrefutable_let_patterns, reason = "the only agent of a build without language models")]
-    let AgentConfig::Ppo(ppo) = &c.agent else { return Ok(()) };
+    let ppo = match &c.agent {
+        AgentConfig::Ppo(ppo) => ppo,
+        AgentConfig::QLearning(q) => return replay_fits_memory("agent.q_learning.replay.capacity", q.replay.capacity, spec),
+        AgentConfig::Maddpg(maddpg) => return replay_fits_memory("agent.maddpg.replay.capacity", maddpg.replay.capacity, spec),
+        #[cfg(feature = "llm")]
+        _ => return Ok(()),
+    };
     // In floating point, which cannot overflow here.
     let (slots, agents) = (c.slots as f64, spec.n_agents() as f64);
     let (observation, state) = (spec.observation_width() as f64, spec.state_dim as f64);
@@ -250,6 +260,19 @@ fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
             let help = "`stages`, `pairs`, `test_pairs` and `segment_steps` are multiplied; at most 64 GiB are allowed";
             return Err(Misfit::at("reward.pairs", problem.help(help)));
         }
+    }
+    Ok(())
+}
+
+/// Refuses a memory of transitions that would not fit into the machine's.
+fn replay_fits_memory(path: &str, capacity: usize, spec: &EnvSpec) -> Result<(), Misfit> {
+    let agents = spec.n_agents() as f64;
+    let row = agents * (spec.observation_width() as f64 + spec.action_width() as f64 + 1.0) + spec.state_dim as f64 + 1.0;
+    let bytes = 4.0 * capacity as f64 * row;
+    if bytes > MAX_BYTES {
+        let problem =
+            Problem::new(format!("`{path}` = {capacity} steps would not fit into memory: about {:.1} GiB", bytes / GIB), "too many");
+        return Err(Misfit::at(path, problem.help("at most 64 GiB are allowed")));
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! The parts of an experiment, built from its configuration.
 
 use rayon::ThreadPool;
+use steadfast_agents::algorithms::maddpg::Maddpg;
+use steadfast_agents::algorithms::ppo::Ppo;
+use steadfast_agents::algorithms::q_learning::QLearning;
 use steadfast_agents::{AgentConfig, AgentError, Learner};
 use steadfast_envs::text::{EncodedPrompts, PromptsConfig};
 use steadfast_envs::{EnvError, EnvSpec, PerturbationConfig, Perturbed, RolloutEngine, RolloutOptions, SeedTree, VectorEnv};
@@ -103,10 +106,18 @@ pub fn learner(config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Re
         return Ok(Box::new(learner));
     }
     let _ = ground;
+    let regularizer = config.regularizer.as_ref();
+    let actions = config.action_regularizer.as_ref();
     match &config.agent {
         AgentConfig::Ppo(ppo) => {
-            Ok(Box::new(steadfast_agents::algorithms::ppo::Ppo::new(ppo, config.regularizer.as_ref(), spec, config.slots, seeds)?))
+            if actions.is_some() {
+                let (field, expected) = ("action_regularizer".to_string(), "absent: the critics of `ppo` do not know actions".to_string());
+                return Err(AgentError::Config { field, expected, got: "present".to_string() });
+            }
+            Ok(Box::new(Ppo::new(ppo, regularizer, spec, config.slots, seeds)?))
         }
+        AgentConfig::QLearning(q) => Ok(Box::new(QLearning::new(q, regularizer, actions, spec, config.slots, seeds)?)),
+        AgentConfig::Maddpg(maddpg) => Ok(Box::new(Maddpg::new(maddpg, regularizer, actions, spec, config.slots, seeds)?)),
         #[cfg(feature = "llm")]
         _ => unreachable!("the other agents train language models"),
     }

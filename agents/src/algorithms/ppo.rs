@@ -28,35 +28,21 @@
 
 use rayon::join;
 use serde::{Deserialize, Serialize};
-use steadfast_envs::{
-    ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, Policy, Rng, RolloutBatch, SeedTree, SnapshotReader,
-    SnapshotWriter,
-};
+use steadfast_envs::{ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, Policy, Rng, RolloutBatch, SeedTree};
 
 use crate::AgentError;
 use crate::head::{ActionRows, Evaluation, PolicyHead};
-use crate::learner::{Array, Learner, Metrics, StateDict};
-use crate::nn::{
-    Activation, Adam, AdamConfig, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState, Trace, Workspace, clip_scale, exp_in_place,
-    squared_norm,
-};
+use crate::learner::{Learner, Metrics};
+use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
+use crate::ranges::Ranges;
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
 use crate::regularizers::lipschitz::Scale;
-use crate::regularizers::spectral::UpperBound;
-use crate::regularizers::{Observed, PenaltyGradients, Regularizer, RegularizerConfig};
-use crate::returns::{Trajectories, generalized_advantages};
-
-/// Which agents use the same networks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sharing {
-    /// One policy and one critic for all agents, who must have equal spaces.
-    All,
-    /// One policy and one critic per group of agents.
-    Group,
-    /// Each agent has its own.
-    None,
-}
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
+use crate::regularizers::{Observed, RegularizerConfig};
+use crate::returns::{REWARD_CLIP, RewardScaling, Trajectories, generalized_advantages};
+use crate::schedule::Schedule;
+use crate::state_dict::StateDict;
+use crate::team::{OBSERVATION_CLIP, RewardSharing, SharedInput, Sharing, groups_of, share_rewards, teams_of};
 
 /// What the critic sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,36 +64,6 @@ pub enum AdvantageNormalization {
     Minibatch,
     /// Over the whole rollout.
     Batch,
-}
-
-/// How the learning rate changes during the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// It stays.
-    Constant,
-    /// It falls linearly to 0 at the last step.
-    Linear,
-}
-
-/// How rewards are scaled before they are learned from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RewardScaling {
-    /// Not at all.
-    None,
-    /// Divided by the running deviation of the discounted return.
-    ReturnStd,
-}
-
-/// Which reward an agent of a team learns from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RewardSharing {
-    /// Its own.
-    Individual,
-    /// The mean over the agents of its group in the environment, such as all adversaries.
-    TeamMean,
 }
 
 /// The distribution of continuous actions.
@@ -224,69 +180,30 @@ impl PpoConfig {
     /// # Errors
     /// [`AgentError::Config`] for the first field out of its range.
     pub fn validate(&self) -> Result<(), AgentError> {
-        let fail =
-            |field: &str, expected: &str, got: String| Err(AgentError::Config { field: field.into(), expected: expected.to_string(), got });
-        let positive = |field: &'static str, value: f64| {
-            if value.is_finite() && value > 0.0 { Ok(()) } else { fail(field, "a finite number above 0", value.to_string()) }
-        };
-        let not_negative = |field: &'static str, value: f64| {
-            if value.is_finite() && value >= 0.0 { Ok(()) } else { fail(field, "a finite number of at least 0", value.to_string()) }
-        };
-        for (field, value) in [("discount", self.discount), ("gae_lambda", self.gae_lambda)] {
-            if !(0.0..=1.0).contains(&value) {
-                return fail(field, "between 0 and 1", value.to_string());
-            }
-        }
-        for (field, value) in [("rollout_steps", self.rollout_steps), ("epochs", self.epochs), ("minibatch_size", self.minibatch_size)] {
-            if value == 0 {
-                return fail(field, "at least 1", value.to_string());
-            }
-        }
-        if self.rollout_steps > MAX_ROLLOUT_STEPS {
-            return fail("rollout_steps", &format!("at most {MAX_ROLLOUT_STEPS}"), self.rollout_steps.to_string());
-        }
-        positive("learning_rate", self.learning_rate)?;
-        positive("adam_epsilon", self.adam_epsilon)?;
-        positive("clip_range", self.clip_range)?;
-        positive("max_gradient_norm", self.max_gradient_norm)?;
-        for (field, value) in [
-            ("critic_learning_rate", self.critic_learning_rate),
-            ("value_clip_range", self.value_clip_range),
-            ("target_kl", self.target_kl),
-        ] {
-            if let Some(value) = value {
-                positive(field, value)?;
-            }
-        }
-        not_negative("entropy_coefficient", self.entropy_coefficient)?;
-        not_negative("value_coefficient", self.value_coefficient)?;
-        if !self.initial_log_std.is_finite() || self.initial_log_std.abs() > 20.0 {
-            return fail("initial_log_std", "between -20 and 20", self.initial_log_std.to_string());
-        }
-        for (field, widths) in [("policy_hidden", &self.policy_hidden), ("critic_hidden", &self.critic_hidden)] {
-            if let Some(width) = widths.iter().find(|w| !(1..=MAX_WIDTH).contains(*w)) {
-                return fail(field, &format!("widths between 1 and {MAX_WIDTH}"), width.to_string());
-            }
-            if widths.len() > MAX_LAYERS {
-                return fail(field, &format!("at most {MAX_LAYERS} widths"), widths.len().to_string());
-            }
-        }
-        Ok(())
+        let mut ranges = Ranges::default();
+        ranges.fraction("discount", self.discount);
+        ranges.fraction("gae_lambda", self.gae_lambda);
+        ranges.count("rollout_steps", self.rollout_steps, MAX_ROLLOUT_STEPS);
+        ranges.count("epochs", self.epochs, usize::MAX);
+        ranges.count("minibatch_size", self.minibatch_size, usize::MAX);
+        ranges.positive("learning_rate", self.learning_rate);
+        ranges.positive("adam_epsilon", self.adam_epsilon);
+        ranges.positive("clip_range", self.clip_range);
+        ranges.positive("max_gradient_norm", self.max_gradient_norm);
+        ranges.positive_if_given("critic_learning_rate", self.critic_learning_rate);
+        ranges.positive_if_given("value_clip_range", self.value_clip_range);
+        ranges.positive_if_given("target_kl", self.target_kl);
+        ranges.not_negative("entropy_coefficient", self.entropy_coefficient);
+        ranges.not_negative("value_coefficient", self.value_coefficient);
+        ranges.between("initial_log_std", self.initial_log_std, -20.0, 20.0);
+        ranges.widths("policy_hidden", &self.policy_hidden);
+        ranges.widths("critic_hidden", &self.critic_hidden);
+        ranges.finish()
     }
 }
 
 /// Longest rollout, in steps per slot.
 const MAX_ROLLOUT_STEPS: usize = 10_000_000;
-/// Widest hidden layer.
-const MAX_WIDTH: usize = 8192;
-/// Most hidden layers.
-const MAX_LAYERS: usize = 16;
-/// Normalised observations are clamped to this many deviations.
-const OBSERVATION_CLIP: f32 = 10.0;
-/// Scaled rewards are clamped to this size.
-const REWARD_CLIP: f32 = 10.0;
-/// Samples on which the Lipschitz constant is bounded.
-const PROBE_ROWS: usize = 256;
 /// Minibatches of fewer rows are not worth a second thread.
 const MIN_PARALLEL_ROWS: usize = 256;
 
@@ -296,10 +213,7 @@ struct PolicySide {
     head: PolicyHead,
     adam: Adam,
     log_std_adam: Adam,
-    regularizer: Option<Box<dyn Regularizer>>,
-    upper_bound: UpperBound,
-    /// Size of one unit of perturbation in each observed feature, in network input units.
-    unit: Vec<f32>,
+    smoothing: Option<Smoothing>,
     trace: Trace,
     evaluation: Evaluation,
     ratio: Vec<f32>,
@@ -308,7 +222,6 @@ struct PolicySide {
     d_output: Vec<f32>,
     gradient: Vec<f32>,
     log_std_gradient: Vec<f32>,
-    plain_gradient: Vec<f32>,
 }
 
 /// The critic of a group and what trains it.
@@ -357,10 +270,7 @@ struct Rollout {
 /// Agents that share their networks.
 struct Group {
     name: String,
-    agents: Vec<usize>,
-    observation: usize,
-    index: usize,
-    norm: RunningNorm,
+    input: SharedInput,
     policy: PolicySide,
     critic: CriticSide,
     rollout: Rollout,
@@ -386,13 +296,7 @@ struct Sums {
     approx_kl: f64,
     clip_fraction: f64,
     gradient_norm: f64,
-    penalties: f64,
-    penalty: f64,
-    relative_norm: f64,
-    gradient_ratios: f64,
-    gradient_ratio: f64,
-    interaction_shares: f64,
-    interaction_share: f64,
+    smoothing: SmoothingSums,
     epochs: f64,
 }
 
@@ -403,9 +307,8 @@ struct PolicyPass {
     entropy: f64,
     approx_kl: f64,
     clip_fraction: f64,
-    penalty: Option<crate::regularizers::Penalty>,
-    gradient_ratio: Option<f64>,
-    interaction_share: Option<f64>,
+    penalty: f64,
+    smoothing: SmoothingSums,
 }
 
 /// PPO over all agents of an environment.
@@ -419,7 +322,6 @@ pub struct Ppo {
     states: Vec<f32>,
     final_states: Vec<f32>,
     rewards: Vec<f32>,
-    ended: Vec<bool>,
     return_scale: ReturnScale,
     rng: Rng,
     updates: u64,
@@ -464,46 +366,19 @@ impl Ppo {
         let states = if config.critic == Critic::Central { spec.state_dim } else { 0 };
         Ok(Self {
             config: config.clone(),
-            teams: groups_of(Sharing::Group, spec)?.into_iter().map(|(_, agents)| agents).collect(),
+            teams: teams_of(spec).into_iter().map(|(_, agents)| agents).collect(),
             action_width: if spec.has_discrete_actions() { 0 } else { spec.action_width() },
             groups,
             state_norm: RunningNorm::new(states),
             states: Vec::new(),
             final_states: Vec::new(),
             rewards: Vec::new(),
-            ended: Vec::new(),
             return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
             rng: seeds.child("minibatches").rng(),
             updates: 0,
             lipschitz: None,
             metrics: Metrics::default(),
         })
-    }
-}
-
-/// Names and members of the groups of agents that share networks.
-fn groups_of(sharing: Sharing, spec: &EnvSpec) -> Result<Vec<(String, Vec<usize>)>, AgentError> {
-    let first = &spec.agents[0];
-    match sharing {
-        Sharing::None => Ok(spec.agents.iter().enumerate().map(|(i, a)| (a.name.clone(), vec![i])).collect()),
-        Sharing::All => match spec.agents.iter().find(|a| a.observation != first.observation || a.action != first.action) {
-            None => Ok(vec![("all".to_string(), (0..spec.n_agents()).collect())]),
-            Some(other) => Err(AgentError::Config {
-                field: "sharing".into(),
-                expected: format!("\"group\" or \"none\": `{}` and `{}` have different spaces", first.name, other.name),
-                got: "\"all\"".to_string(),
-            }),
-        },
-        Sharing::Group => {
-            let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
-            for (i, agent) in spec.agents.iter().enumerate() {
-                match groups.iter_mut().find(|(name, _)| *name == agent.group) {
-                    Some((_, members)) => members.push(i),
-                    None => groups.push((agent.group.clone(), vec![i])),
-                }
-            }
-            Ok(groups)
-        }
     }
 }
 
@@ -517,19 +392,19 @@ impl Group {
         seeds: SeedTree,
     ) -> Result<Self, AgentError> {
         let agent = &spec.agents[agents[0]];
-        let observation = agent.observation.width();
-        let index = if config.agent_index && agents.len() > 1 { agents.len() } else { 0 };
+        let input = SharedInput::new(spec, agents, config.agent_index, config.normalize_observations);
+        let observation = input.observation;
         let head =
             PolicyHead::new(&agent.action, config.continuous_policy == ContinuousPolicy::SquashedGaussian, config.initial_log_std as f32)?;
         let critic_input = match config.critic {
             Critic::Local => observation,
             Critic::Central => spec.state_dim,
-        } + index;
+        } + input.index;
         // Gains of Andrychowicz et al. 2021 (arXiv 2006.05990) and of the common implementations: a nearly uniform first
         // policy, a critic of unit scale.
         let hidden_gain = 2f32.sqrt();
         let policy = Mlp::new(
-            observation + index,
+            input.width(),
             &config.policy_hidden,
             head.width(),
             config.activation,
@@ -541,22 +416,18 @@ impl Group {
             Mlp::new(critic_input, &config.critic_hidden, 1, config.activation, hidden_gain, 1.0, &mut seeds.child("critic").rng())?;
         let adam = AdamConfig { epsilon: config.adam_epsilon as f32, ..AdamConfig::default() };
         let n_log_std = head.log_std().len();
+        let smoothing = regularizer.map(|r| Smoothing::new(r, &head, seeds.child("regularizer").rng())).transpose()?;
         Ok(Self {
             name,
-            observation,
-            index,
-            norm: RunningNorm::new(observation),
+            input,
             policy: PolicySide {
                 adam: Adam::new(policy.n_parameters(), adam),
                 log_std_adam: Adam::new(n_log_std, adam),
                 gradient: vec![0.0; policy.n_parameters()],
-                plain_gradient: vec![0.0; policy.n_parameters()],
                 log_std_gradient: vec![0.0; n_log_std],
                 net: policy,
                 head,
-                regularizer: regularizer.map(|r| r.build(seeds.child("regularizer").rng())),
-                upper_bound: UpperBound::default(),
-                unit: vec![1.0; observation],
+                smoothing,
                 trace: Trace::default(),
                 evaluation: Evaluation::default(),
                 ratio: Vec::new(),
@@ -571,7 +442,6 @@ impl Group {
                 trace: Trace::default(),
                 d_output: Vec::new(),
             },
-            agents,
             rollout: Rollout::default(),
             minibatch: Minibatch::default(),
             act_inputs: Vec::new(),
@@ -583,28 +453,6 @@ impl Group {
             attack: None,
             attack_unit: Vec::new(),
         })
-    }
-
-    fn input(&self) -> usize {
-        self.observation + self.index
-    }
-
-    /// Appends network inputs for observations `[row, all agents, width]` to `out`.
-    fn gather_inputs(&self, observations: &[f32], n_agents: usize, width: usize, normalize: bool, out: &mut Vec<f32>) {
-        out.clear();
-        for row in observations.chunks_exact(n_agents * width) {
-            for (member, &agent) in self.agents.iter().enumerate() {
-                let observation = &row[agent * width..agent * width + self.observation];
-                let start = out.len();
-                out.extend_from_slice(observation);
-                if normalize {
-                    self.norm.normalize(observation, &mut out[start..], OBSERVATION_CLIP);
-                }
-                if self.index > 0 {
-                    out.extend((0..self.index).map(|i| if i == member { 1.0 } else { 0.0 }));
-                }
-            }
-        }
     }
 }
 
@@ -618,13 +466,12 @@ impl Policy for Ppo {
         mode: ActMode,
         out: &mut ActionBatch<'_>,
     ) -> steadfast_envs::Result<()> {
-        let normalize = self.config.normalize_observations;
         let (n_agents, action_width) = (observations.n_agents, self.action_width);
         for group in &mut self.groups {
-            let members = group.agents.len();
+            let members = group.input.members();
             let rows = observations.n_slots * members;
             let mut inputs = std::mem::take(&mut group.act_inputs);
-            group.gather_inputs(observations.observations, n_agents, observations.width, normalize, &mut inputs);
+            group.input.gather(observations.observations, n_agents, observations.width, &mut inputs);
             group.act_outputs.resize(rows * group.policy.net.output(), 0.0);
             group.policy.net.forward(&inputs, rows, &mut group.act_outputs, &mut group.workspace);
             if let Some(attack) = &mut group.attack {
@@ -632,7 +479,7 @@ impl Policy for Ppo {
                     rows,
                     inputs: &inputs,
                     unit: &group.attack_unit,
-                    limit: normalize.then_some(OBSERVATION_CLIP),
+                    limit: group.input.limit(),
                     outputs: &group.act_outputs,
                     head: &group.policy.head,
                 };
@@ -668,7 +515,7 @@ impl Policy for Ppo {
                 ActionsMut::Tokens(_) => return Err(EnvError::Policy("this policy does not write texts".to_string())),
             }
             for row in 0..rows {
-                let place = row / members * n_agents + group.agents[row % members];
+                let place = row / members * n_agents + group.input.agents[row % members];
                 out.log_probs[place] = group.act_evaluation.log_prob[row];
                 match &mut out.actions {
                     ActionsMut::Discrete(actions) => actions[place] = group.act_indices[row],
@@ -704,13 +551,9 @@ impl Learner for Ppo {
         self.metrics.clear();
         self.prepare_rewards(batch);
         self.prepare_states(batch);
-        let remaining = match self.config.learning_rate_schedule {
-            Schedule::Constant => 1.0,
-            Schedule::Linear => (1.0 - progress).max(0.0),
-        };
+        let remaining = self.config.learning_rate_schedule.remaining(progress);
         let mut sums = Sums::default();
         let (mut explained, mut lipschitz, mut action_std) = (0.0, None::<[f64; 2]>, None::<f64>);
-        let normalize = self.config.normalize_observations;
         for g in 0..self.groups.len() {
             self.prepare_group(g, batch);
             let group = &mut self.groups[g];
@@ -722,7 +565,7 @@ impl Learner for Ppo {
                 let mean = log_std.iter().map(|v| f64::from(*v).exp()).sum::<f64>() / log_std.len() as f64;
                 action_std = Some(action_std.unwrap_or(0.0) + mean);
             }
-            if let Some(bounds) = group.probe(self.updates, normalize) {
+            if let Some(bounds) = group.probe(self.updates) {
                 let other = lipschitz.unwrap_or(bounds);
                 lipschitz = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
             }
@@ -744,31 +587,16 @@ impl Learner for Ppo {
         if let Some(std) = action_std {
             metrics.push("train/action_std", std / groups);
         }
-        if let Some(regularizer) = &self.groups[0].policy.regularizer {
-            metrics.push("ernie/weight", regularizer.weight(progress));
-            if sums.penalties > 0.0 {
-                metrics.push("ernie/penalty", sums.penalty / sums.penalties);
-                metrics.push("ernie/perturbation_over_radius", sums.relative_norm / sums.penalties);
-            }
-            if sums.gradient_ratios > 0.0 {
-                metrics.push("ernie/gradient_ratio", sums.gradient_ratio / sums.gradient_ratios);
-            }
-            if sums.interaction_shares > 0.0 {
-                metrics.push("ernie/interaction_share", sums.interaction_share / sums.interaction_shares);
-            }
-            if let Some([lower, upper]) = self.lipschitz {
-                metrics.push("ernie/lipschitz_lower_bound", lower);
-                metrics.push("ernie/lipschitz_upper_bound", upper);
-            }
+        if let Some(smoothing) = &self.groups[0].policy.smoothing {
+            sums.smoothing.log(smoothing.regularizer().weight(progress), self.lipschitz, metrics);
         }
         Ok(&self.metrics)
     }
 
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
-        let normalize = self.config.normalize_observations;
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
-            group.attack_unit = group.norm.std().iter().map(|std| if normalize { std.recip() } else { 1.0 }).collect();
+            group.input.units(Scale::Absolute, &mut group.attack_unit);
         }
         true
     }
@@ -776,35 +604,22 @@ impl Learner for Ppo {
     fn state(&self) -> StateDict {
         let mut state = StateDict::default();
         for group in &self.groups {
-            let name = &group.name;
-            for tensor in group.policy.net.tensors() {
-                state.put_f32(format!("{name}.policy.{}", tensor.name), &tensor.shape, &tensor.data);
-            }
-            for tensor in group.critic.net.tensors() {
-                state.put_f32(format!("{name}.critic.{}", tensor.name), &tensor.shape, &tensor.data);
-            }
-            let log_std = group.policy.head.log_std();
+            let (name, policy) = (&group.name, &group.policy);
+            state.put_net(&format!("{name}.policy"), &policy.net);
+            state.put_net(&format!("{name}.critic"), &group.critic.net);
+            let log_std = policy.head.log_std();
             state.put_f32(format!("{name}.policy.log_std"), &[log_std.len()], log_std);
-            for (part, adam) in
-                [("policy", &group.policy.adam), ("policy.log_std", &group.policy.log_std_adam), ("critic", &group.critic.adam)]
-            {
-                let AdamState { n_steps, mean, square } = adam.state();
-                state.put_f32(format!("{name}.{part}.adam.mean"), &[mean.len()], mean);
-                state.put_f32(format!("{name}.{part}.adam.square"), &[square.len()], square);
-                state.put_u64(format!("{name}.{part}.adam.steps"), &[n_steps]);
+            for (part, adam) in [("policy", &policy.adam), ("policy.log_std", &policy.log_std_adam), ("critic", &group.critic.adam)] {
+                state.put_adam(&format!("{name}.{part}"), adam);
             }
-            put_norm(&mut state, &format!("{name}.observation"), &group.norm.state());
-            if let Some(regularizer) = &group.policy.regularizer {
-                regularizer.save(&format!("{name}.regularizer."), &mut state);
+            state.put_norm(&format!("{name}.observation"), &group.input.norm.state());
+            if let Some(smoothing) = &policy.smoothing {
+                smoothing.save(&format!("{name}.regularizer."), &mut state);
             }
         }
-        put_norm(&mut state, "state", &self.state_norm.state());
-        let (returns, statistics) = self.return_scale.state();
-        state.put_f32("return_scale.returns", &[returns.len()], returns);
-        put_norm(&mut state, "return_scale", &statistics);
-        let mut words = SnapshotWriter::default();
-        self.rng.snapshot(&mut words);
-        state.put_u64("minibatches.rng", &words.into_words());
+        state.put_norm("state", &self.state_norm.state());
+        state.put_return_scale("return_scale", &self.return_scale);
+        state.put_rng("minibatches.rng", &self.rng);
         let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
         state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
         state.put_u64("updates", &[self.updates]);
@@ -814,61 +629,27 @@ impl Learner for Ppo {
     fn load_state(&mut self, state: &StateDict) -> Result<(), AgentError> {
         for group in &mut self.groups {
             let name = group.name.clone();
-            let tensor = |part: &str, tensor: &str| match state.arrays.get(&format!("{name}.{part}.{tensor}")) {
-                Some(Array::F32(shape, data)) => Some((shape.clone(), data.clone())),
-                _ => None,
-            };
-            group.policy.net.load_tensors(&|t| tensor("policy", t))?;
-            group.critic.net.load_tensors(&|t| tensor("critic", t))?;
+            state.load_net(&format!("{name}.policy"), &mut group.policy.net)?;
+            state.load_net(&format!("{name}.critic"), &mut group.critic.net)?;
             let n_log_std = group.policy.head.log_std().len();
             group.policy.head.log_std_mut().copy_from_slice(state.f32(&format!("{name}.policy.log_std"), n_log_std)?);
             for (part, adam) in
                 [("policy", &mut group.policy.adam), ("policy.log_std", &mut group.policy.log_std_adam), ("critic", &mut group.critic.adam)]
             {
-                let n = adam.state().mean.len();
-                let mean = state.f32(&format!("{name}.{part}.adam.mean"), n)?;
-                let square = state.f32(&format!("{name}.{part}.adam.square"), n)?;
-                let n_steps = state.counter(&format!("{name}.{part}.adam.steps"))?;
-                adam.load_state(AdamState { n_steps, mean, square })?;
+                state.load_adam(&format!("{name}.{part}"), adam)?;
             }
-            let features = group.norm.features();
-            group.norm.load_state(&norm_state(state, &format!("{name}.observation"), features)?)?;
-            if let Some(regularizer) = &mut group.policy.regularizer {
-                regularizer.load(&format!("{name}.regularizer."), state)?;
+            state.load_norm(&format!("{name}.observation"), &mut group.input.norm)?;
+            if let Some(smoothing) = &mut group.policy.smoothing {
+                smoothing.load(&format!("{name}.regularizer."), state)?;
             }
         }
-        self.state_norm.load_state(&norm_state(state, "state", self.state_norm.features())?)?;
-        let n = self.return_scale.state().0.len();
-        self.return_scale.load_state(state.f32("return_scale.returns", n)?, &norm_state(state, "return_scale", 1)?)?;
-        let mut words = SnapshotReader::new("minibatch order", state.u64("minibatches.rng")?);
-        self.rng = Rng::restore(&mut words)?;
-        words.finish()?;
-        self.lipschitz = match state.f64("lipschitz_bounds", 0) {
-            Ok(_) => None,
-            // Checkpoints from before the upper bound do not have it; it is measured again soon.
-            Err(_) if !state.arrays.contains_key("lipschitz_bounds") => None,
-            Err(_) => {
-                let bounds = state.f64("lipschitz_bounds", 2)?;
-                Some([bounds[0], bounds[1]])
-            }
-        };
+        state.load_norm("state", &mut self.state_norm)?;
+        state.load_return_scale("return_scale", &mut self.return_scale)?;
+        self.rng = state.rng("minibatches.rng")?;
+        self.lipschitz = state.bounds("lipschitz_bounds")?;
         self.updates = state.counter("updates")?;
         Ok(())
     }
-}
-
-fn put_norm(state: &mut StateDict, name: &str, norm: &RunningNormState) {
-    state.put_f64(format!("{name}.mean"), &[norm.mean.len()], &norm.mean);
-    state.put_f64(format!("{name}.variance"), &[norm.var.len()], &norm.var);
-    state.put_f64(format!("{name}.count"), &[1], &[norm.count]);
-}
-
-fn norm_state(state: &StateDict, name: &str, features: usize) -> Result<RunningNormState, AgentError> {
-    Ok(RunningNormState {
-        mean: state.f64(&format!("{name}.mean"), features)?.to_vec(),
-        var: state.f64(&format!("{name}.variance"), features)?.to_vec(),
-        count: state.f64(&format!("{name}.count"), 1)?[0],
-    })
 }
 
 /// Share of the variance of returns that values explain; 0 if returns do not vary.
@@ -889,23 +670,10 @@ impl Ppo {
         self.rewards.clear();
         self.rewards.extend_from_slice(&batch.rewards);
         if self.config.reward_sharing == RewardSharing::TeamMean {
-            for rewards in self.rewards.chunks_exact_mut(batch.n_agents) {
-                for team in &self.teams {
-                    let mean = team.iter().map(|&agent| rewards[agent]).sum::<f32>() / team.len() as f32;
-                    team.iter().for_each(|&agent| rewards[agent] = mean);
-                }
-            }
+            share_rewards(self.teams.iter().map(Vec::as_slice), batch.n_agents, &mut self.rewards);
         }
         if self.config.reward_scaling == RewardScaling::ReturnStd {
-            let row = batch.n_slots * batch.n_agents;
-            for (time, rewards) in self.rewards.chunks_exact(row).enumerate() {
-                self.ended.clear();
-                for slot in time * batch.n_slots..(time + 1) * batch.n_slots {
-                    let ended = batch.terminated[slot] || batch.truncated[slot];
-                    self.ended.extend((0..batch.n_agents).map(|_| ended));
-                }
-                self.return_scale.update(rewards, &self.ended);
-            }
+            self.return_scale.observe(&self.rewards, batch);
             self.return_scale.normalize(&mut self.rewards, REWARD_CLIP);
         }
     }
@@ -926,21 +694,20 @@ impl Ppo {
 
     /// Inputs, values and advantages of one group.
     fn prepare_group(&mut self, g: usize, batch: &RolloutBatch) {
-        let normalize = self.config.normalize_observations;
         let state_dim = self.state_norm.features();
         let group = &mut self.groups[g];
         let mut rollout = std::mem::take(&mut group.rollout);
         let (agents, width) = (batch.n_agents, batch.observation_width);
-        group.gather_inputs(&batch.observations, agents, width, normalize, &mut rollout.inputs);
-        group.gather_inputs(&batch.final_observations, agents, width, normalize, &mut rollout.final_inputs);
-        let members = group.agents.len();
+        group.input.gather(&batch.observations, agents, width, &mut rollout.inputs);
+        group.input.gather(&batch.final_observations, agents, width, &mut rollout.final_inputs);
+        let members = group.input.members();
         let head = group.policy.head.width();
         rollout.indices.clear();
         rollout.vectors.clear();
         rollout.log_probs.clear();
         rollout.rewards.clear();
         for row in 0..batch.n_steps * batch.n_slots {
-            for &agent in &group.agents {
+            for &agent in &group.input.agents {
                 let place = row * agents + agent;
                 rollout.log_probs.push(batch.log_probs[place]);
                 rollout.rewards.push(self.rewards[place]);
@@ -972,8 +739,8 @@ impl Ppo {
         if self.config.advantage_normalization == AdvantageNormalization::Batch {
             standardize(&mut rollout.advantages);
         }
-        if group.policy.regularizer.is_some() {
-            group.perturbation_units(normalize);
+        if let Some(smoothing) = &mut group.policy.smoothing {
+            smoothing.measure_units(&group.input);
         }
         group.rollout = rollout;
     }
@@ -986,7 +753,7 @@ impl Ppo {
         let samples = group.rollout.advantages.len();
         group.rollout.order.clear();
         group.rollout.order.extend(0..samples as u32);
-        let weight = group.policy.regularizer.as_ref().map_or(0.0, |r| r.weight(progress));
+        let weight = group.policy.smoothing.as_ref().map_or(0.0, |s| s.regularizer().weight(progress));
         let mut is_first = true;
         'epochs: for _ in 0..config.epochs {
             self.rng.shuffle(&mut group.rollout.order);
@@ -1007,13 +774,12 @@ impl Ppo {
                 let pass = pass?;
                 let norm =
                     (squared_norm(&policy.gradient) + squared_norm(&policy.log_std_gradient) + squared_norm(&critic.gradient)).sqrt();
-                let penalty = pass.penalty.map_or(0.0, |p| p.value);
                 for (tensor, value) in [
                     ("policy loss", pass.loss),
                     ("value loss", value_loss),
                     ("divergence from the collecting policy", pass.approx_kl),
                     ("entropy", pass.entropy),
-                    ("penalty", penalty),
+                    ("penalty", pass.penalty),
                     ("gradient norm", norm),
                 ] {
                     if !value.is_finite() {
@@ -1031,8 +797,8 @@ impl Ppo {
                 }
                 let scale = clip_scale(norm, config.max_gradient_norm as f32);
                 policy.adam.step(policy.net.parameters_mut(), &policy.gradient, policy_rate, scale);
-                if let Some(regularizer) = &mut policy.regularizer {
-                    regularizer.constrain(&mut policy.net);
+                if let Some(smoothing) = &mut policy.smoothing {
+                    smoothing.constrain(&mut policy.net);
                 }
                 policy.log_std_adam.step(policy.head.log_std_mut(), &policy.log_std_gradient, policy_rate, scale);
                 critic.adam.step(critic.net.parameters_mut(), &critic.gradient, critic_rate, scale);
@@ -1046,20 +812,12 @@ impl Ppo {
         let row = batch.n_agents * batch.observation_width;
         let steps = &batch.observations[..batch.n_steps * batch.n_slots * row];
         for group in &mut self.groups {
-            let tracks = group.policy.regularizer.as_ref().is_some_and(|r| r.scale() == Scale::RunningStd);
+            let tracks = group.policy.smoothing.as_ref().is_some_and(Smoothing::tracks_deviation);
             if !self.config.normalize_observations && !tracks {
                 continue;
             }
-            // The action room is free between collections and holds the group's raw observations here.
-            let mut rows = std::mem::take(&mut group.act_inputs);
-            rows.clear();
-            for all in steps.chunks_exact(row) {
-                for &agent in &group.agents {
-                    rows.extend_from_slice(&all[agent * batch.observation_width..agent * batch.observation_width + group.observation]);
-                }
-            }
-            group.norm.update(&rows);
-            group.act_inputs = rows;
+            // The action room is free between collections.
+            group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.act_inputs);
         }
         if self.config.normalize_observations && self.config.critic == Critic::Central {
             self.state_norm.update(&batch.states[..batch.n_steps * batch.n_slots * batch.state_dim]);
@@ -1087,14 +845,14 @@ impl Ppo {
 impl Group {
     /// Values of all rows: of the policy's inputs if `states` is empty, else of the states, one per agent of the group.
     fn values_into(&mut self, states: &[f32], state_dim: usize, inputs: &[f32], room: &mut Vec<f32>, out: &mut Vec<f32>) {
-        let rows = inputs.len() / self.input();
+        let rows = inputs.len() / self.input.width();
         out.resize(rows, 0.0);
         if state_dim == 0 {
             self.critic.net.forward(inputs, rows, out, &mut self.workspace);
             return;
         }
-        let members = self.agents.len();
-        if self.index == 0 {
+        let members = self.input.members();
+        if self.input.index == 0 {
             // All members share the value: compute it once and spread it, from the back so that nothing is overwritten.
             let n = rows / members;
             self.critic.net.forward(states, n, &mut out[..n], &mut self.workspace);
@@ -1111,16 +869,16 @@ impl Group {
     }
 
     fn push_critic_row(&self, states: &[f32], state_dim: usize, row: usize, out: &mut Vec<f32>) {
-        let members = self.agents.len();
+        let members = self.input.members();
         let place = row / members;
         out.extend_from_slice(&states[place * state_dim..(place + 1) * state_dim]);
-        out.extend((0..self.index).map(|i| if i == row % members { 1.0 } else { 0.0 }));
+        out.extend((0..self.input.index).map(|i| if i == row % members { 1.0 } else { 0.0 }));
     }
 
     fn gather_minibatch(&mut self, range: std::ops::Range<usize>, states: &[f32], state_dim: usize, critic: Critic) {
         let mut minibatch = std::mem::take(&mut self.minibatch);
         let rollout = &self.rollout;
-        let (input, width) = (self.input(), self.policy.head.width());
+        let (input, width) = (self.input.width(), self.policy.head.width());
         minibatch.rows = range.len();
         for list in [
             &mut minibatch.inputs,
@@ -1153,45 +911,12 @@ impl Group {
         self.minibatch = minibatch;
     }
 
-    /// Size of one unit of perturbation, in network input units.
-    fn perturbation_units(&mut self, normalized: bool) {
-        let Some(regularizer) = &self.policy.regularizer else { return };
-        for (i, unit) in self.policy.unit.iter_mut().enumerate() {
-            // The divisor of normalisation is 1 for a feature that never varied; its own deviation is 0.
-            let (divisor, deviation) = (self.norm.std()[i], self.norm.var()[i].sqrt() as f32);
-            *unit = match regularizer.scale() {
-                Scale::Absolute => 1.0,
-                Scale::RunningStd => deviation,
-            };
-            if normalized {
-                *unit /= divisor;
-            }
-        }
-    }
-
-    /// A lower bound of the policy's Lipschitz constant on samples from all over the rollout and an upper bound anywhere, if
-    /// they are due.
-    fn probe(&mut self, update: u64, normalized: bool) -> Option<[f64; 2]> {
+    /// Bounds of the policy's Lipschitz constant on samples from all over the rollout, if they are due.
+    fn probe(&mut self, update: u64) -> Option<[f64; 2]> {
         let side = &mut self.policy;
-        let regularizer = side.regularizer.as_mut()?;
-        let every = regularizer.probe_every() as u64;
-        if every == 0 || !(update - 1).is_multiple_of(every) {
-            return None;
-        }
-        let width = side.net.input();
         let samples = self.rollout.advantages.len();
-        let stride = samples.div_ceil(PROBE_ROWS);
-        let inputs = &mut self.act_inputs;
-        inputs.clear();
-        for sample in (0..samples).step_by(stride) {
-            inputs.extend_from_slice(&self.rollout.inputs[sample * width..(sample + 1) * width]);
-        }
-        let rows = inputs.len() / width;
-        side.net.forward_train(inputs, rows, &mut side.trace);
-        let limit = normalized.then_some(OBSERVATION_CLIP);
-        let observed = Observed { rows, inputs, unit: &side.unit, limit, outputs: side.trace.output(), head: &side.head };
-        let lower = regularizer.lipschitz_lower_bound(&side.net, &observed);
-        Some([lower, side.upper_bound.of(&side.net, &side.unit)])
+        let inputs = &self.rollout.inputs[..samples * side.net.input()];
+        side.smoothing.as_mut()?.probe(update, &side.net, &mut side.trace, &side.head, inputs, self.input.limit())
     }
 }
 
@@ -1230,37 +955,21 @@ impl PolicySide {
         self.gradient.fill(0.0);
         self.log_std_gradient.fill(0.0);
         self.head.backward(chosen, &mut self.evaluation, &self.d_log_prob, &self.d_entropy, &mut self.d_output, &mut self.log_std_gradient);
-        if weight > 0.0
-            && let Some(regularizer) = &mut self.regularizer
-        {
-            if measure {
-                self.plain_gradient.fill(0.0);
-                self.net.backward(&mut self.trace, &self.d_output, Some(&mut self.plain_gradient), None);
+        match &mut self.smoothing {
+            Some(smoothing) if weight > 0.0 => {
+                let backward = Backward {
+                    net: &self.net,
+                    trace: &mut self.trace,
+                    head: &self.head,
+                    inputs: &minibatch.inputs,
+                    limit: config.normalize_observations.then_some(OBSERVATION_CLIP),
+                    d_output: &mut self.d_output,
+                    gradient: &mut self.gradient,
+                    log_std_gradient: &mut self.log_std_gradient,
+                };
+                pass.penalty = smoothing.backward(backward, weight, measure, &mut pass.smoothing)?;
             }
-            let observed = Observed {
-                rows,
-                inputs: &minibatch.inputs,
-                unit: &self.unit,
-                limit: config.normalize_observations.then_some(OBSERVATION_CLIP),
-                outputs: self.trace.output(),
-                head: &self.head,
-            };
-            let mut gradients =
-                PenaltyGradients { outputs: &mut self.d_output, weights: &mut self.gradient, log_std: &mut self.log_std_gradient };
-            pass.penalty = Some(regularizer.penalty(&self.net, &observed, weight, &mut gradients)?);
-        }
-        self.net.backward(&mut self.trace, &self.d_output, Some(&mut self.gradient), None);
-        if measure && pass.penalty.is_some() {
-            let plain = squared_norm(&self.plain_gradient).sqrt();
-            self.plain_gradient.iter_mut().zip(&self.gradient).for_each(|(p, g)| *p = g - *p);
-            let penalty = squared_norm(&self.plain_gradient).sqrt();
-            pass.gradient_ratio = (plain > 0.0).then(|| penalty / plain);
-            if let Some(interaction) = self.regularizer.as_ref().and_then(|r| r.interaction()) {
-                self.plain_gradient.copy_from_slice(interaction.weights);
-                self.net.backward(&mut self.trace, interaction.outputs, Some(&mut self.plain_gradient), None);
-                let answered = f64::from(interaction.factor) * squared_norm(&self.plain_gradient).sqrt();
-                pass.interaction_share = (penalty > 0.0).then(|| answered / penalty);
-            }
+            _ => self.net.backward(&mut self.trace, &self.d_output, Some(&mut self.gradient), None),
         }
         Ok(pass)
     }
@@ -1319,19 +1028,7 @@ impl Sums {
         self.approx_kl += pass.approx_kl;
         self.clip_fraction += pass.clip_fraction;
         self.gradient_norm += gradient_norm;
-        if let Some(penalty) = &pass.penalty {
-            self.penalties += 1.0;
-            self.penalty += penalty.value;
-            self.relative_norm += penalty.relative_norm;
-        }
-        if let Some(ratio) = pass.gradient_ratio {
-            self.gradient_ratios += 1.0;
-            self.gradient_ratio += ratio;
-        }
-        if let Some(share) = pass.interaction_share {
-            self.interaction_shares += 1.0;
-            self.interaction_share += share;
-        }
+        self.smoothing.add(&pass.smoothing);
     }
 }
 

@@ -4,6 +4,7 @@
 //! (1979); a batch is summed in the order of its rows, so the result depends on the batches, not on threads.
 
 use serde::{Deserialize, Serialize};
+use steadfast_envs::RolloutBatch;
 
 use crate::AgentError;
 
@@ -162,12 +163,30 @@ pub struct ReturnScale {
     discount: f32,
     returns: Vec<f32>,
     norm: RunningNorm,
+    ended: Vec<bool>,
 }
 
 impl ReturnScale {
     /// For `slots` parallel episodes.
     pub fn new(slots: usize, discount: f32) -> Self {
-        Self { discount, returns: vec![0.0; slots], norm: RunningNorm::new(1) }
+        Self { discount, returns: vec![0.0; slots], norm: RunningNorm::new(1), ended: Vec::new() }
+    }
+
+    /// Includes the rewards `[time, slot, agent]` of a batch, whose agents count as slots of their own.
+    ///
+    /// # Panics
+    /// If the scale is not for as many slots times agents.
+    pub fn observe(&mut self, rewards: &[f32], batch: &RolloutBatch) {
+        let mut ended = std::mem::take(&mut self.ended);
+        for (time, rewards) in rewards.chunks_exact(batch.n_slots * batch.n_agents).enumerate() {
+            ended.clear();
+            for place in time * batch.n_slots..(time + 1) * batch.n_slots {
+                let is_end = batch.terminated[place] || batch.truncated[place];
+                ended.extend((0..batch.n_agents).map(|_| is_end));
+            }
+            self.update(rewards, &ended);
+        }
+        self.ended = ended;
     }
 
     /// Includes the rewards `[slots]` of one step; `ended[slot]` tells that the slot's episode ended with it, by

@@ -1,15 +1,17 @@
 //! Penalties that make a network's output change little when its input does.
 
+pub mod action;
 pub mod attack;
 mod ball;
 pub mod lipschitz;
+pub(crate) mod smoothing;
 pub mod spectral;
 mod stackelberg;
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;
 
-use crate::head::PolicyHead;
+use crate::head::{Distance, PolicyHead};
 use crate::nn::Mlp;
 use crate::{AgentError, StateDict};
 use lipschitz::{GaussianConfig, GradientPenaltyConfig, LipschitzConfig, LipschitzRegularizer, Scale};
@@ -58,6 +60,15 @@ impl RegularizerConfig {
             Self::Gaussian(config) => config.validate(),
             Self::GradientPenalty(config) => config.validate(),
             Self::SpectralNorm(config) => config.validate(),
+        }
+    }
+
+    /// The distance of outputs that it asks for.
+    pub fn distance(&self) -> Option<Distance> {
+        match self {
+            Self::Lipschitz(config) => config.distance,
+            Self::Gaussian(config) => config.distance,
+            Self::GradientPenalty(_) | Self::SpectralNorm(_) => None,
         }
     }
 

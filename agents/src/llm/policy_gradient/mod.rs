@@ -63,7 +63,8 @@ use super::optimizer::AdamW;
 use super::policy::TextPolicy;
 use super::sequence::TokenSequence;
 use crate::AgentError;
-use crate::learner::{Array, Learner, Metrics, StateDict};
+use crate::learner::{Learner, Metrics};
+use crate::state_dict::{Array, StateDict};
 
 /// A critic: the backbone of the policy with a scalar head, and what trains it.
 struct Critic {

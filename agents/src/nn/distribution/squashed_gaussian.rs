@@ -58,6 +58,22 @@ impl ActionBox {
         self.scale.is_empty()
     }
 
+    /// Actions `[rows, d]` of the box from numbers between -1 and 1, in place.
+    pub fn stretch(&self, actions: &mut [f32]) {
+        for row in actions.chunks_exact_mut(self.len()) {
+            row.iter_mut().zip(self.scale.iter().zip(&self.shift)).for_each(|(a, (scale, shift))| *a = shift + scale * *a);
+        }
+    }
+
+    /// The inverse of [`ActionBox::stretch`]; actions outside the box are brought to its edge.
+    pub fn shrink(&self, actions: &mut [f32]) {
+        for row in actions.chunks_exact_mut(self.len()) {
+            row.iter_mut()
+                .zip(self.scale.iter().zip(&self.shift))
+                .for_each(|(a, (scale, shift))| *a = ((*a - shift) / scale).clamp(-1.0, 1.0));
+        }
+    }
+
     /// `Σ ln scale`.
     fn log_volume(&self) -> f32 {
         self.scale.iter().fold(0.0, |sum, s| sum + s.ln())

@@ -54,8 +54,10 @@ pub struct LipschitzConfig {
     pub step_size: Option<f64>,
     /// Standard deviation of the perturbation from which the ascent starts, in the units of `scale`, above 0.
     pub initial_std: f64,
-    /// Distance of outputs: `kl` or `l2`.
-    pub distance: Distance,
+    /// Distance of outputs: `kl` or `l2`; if absent `kl` for distributions over actions, `l2` for values and deterministic
+    /// actions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance: Option<Distance>,
     /// What the penalty trains: `detached`, `stackelberg` or `target_clean`.
     pub gradient: Gradient,
     /// Factor of the leader–follower term of `gradient = "stackelberg"`, at least 0; 0 equals `detached`.
@@ -77,7 +79,7 @@ impl Default for LipschitzConfig {
             direction: None,
             step_size: None,
             initial_std: 1e-3,
-            distance: Distance::Kl,
+            distance: None,
             gradient: Gradient::Detached,
             interaction_weight: 1.0,
             probe_every: 10,
@@ -143,8 +145,10 @@ pub struct GaussianConfig {
     pub norm: Norm,
     /// Units of the perturbation: `absolute` or `running_std`.
     pub scale: Scale,
-    /// Distance of outputs: `kl` or `l2`.
-    pub distance: Distance,
+    /// Distance of outputs: `kl` or `l2`; if absent `kl` for distributions over actions, `l2` for values and deterministic
+    /// actions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance: Option<Distance>,
     /// What the penalty trains: `detached` or `target_clean`.
     pub gradient: Gradient,
     /// The Lipschitz constant is bounded from below every so many updates; 0 means never.

@@ -60,7 +60,8 @@ pub struct LipschitzRegularizer {
     norm: Norm,
     scale: Scale,
     search: Search,
-    distance: Distance,
+    /// The head's natural one if absent.
+    distance: Option<Distance>,
     gradient: Gradient,
     interaction_weight: f32,
     probe_every: usize,
@@ -166,7 +167,7 @@ impl LipschitzRegularizer {
             weight: config.weight,
             warmup_fraction: config.warmup_fraction,
             scale: config.scale,
-            distance: Distance::L2,
+            distance: Some(Distance::L2),
             probe_every: config.probe_every,
             ..LipschitzConfig::default()
         };
@@ -242,6 +243,7 @@ impl LipschitzRegularizer {
     /// to the perturbed inputs.
     fn answer(&mut self, net: &Mlp, observed: &Observed<'_>) {
         let Search::Ascent { direction, step_size, .. } = self.search else { return };
+        let distance = self.distance_of(observed);
         let (width, radius, leader) = (net.input(), self.radius, &mut self.leader);
         for (room, length) in [
             (&mut leader.outputs, observed.outputs.len()),
@@ -258,17 +260,22 @@ impl LipschitzRegularizer {
         // square; not smaller, for single precision.
         let difference = |u: &[f32]| (DIFFERENCE_OF_RADIUS * radius).min(DIFFERENCE_OF_OFFSET * length(u, Norm::L2));
         let (mut derivative, mut room) = (std::mem::take(&mut leader.derivative), std::mem::take(&mut leader.room));
-        let mut distances = PolicyDistances { net, observed, distance: self.distance, leader };
+        let mut distances = PolicyDistances { net, observed, distance, leader };
         stackelberg::interaction(&self.path, &ascent, observed.unit.len(), &mut derivative, difference, &mut distances, &mut room);
         (leader.derivative, leader.room) = (derivative, room);
     }
 
     /// One attack from a fresh start: the distance `[rows]` it reached, and the perturbed inputs `[rows, input]`.
     pub(super) fn ascend_once(&mut self, net: &Mlp, observed: &Observed<'_>) -> (&[f32], &[f32]) {
-        self.attack(net, observed, self.search, self.distance, false);
+        let distance = self.distance_of(observed);
+        self.attack(net, observed, self.search, distance, false);
         let (rows, value) = (observed.rows, &mut self.value);
-        observed.head.divergence(self.distance, self.trace.output(), observed.outputs, rows, 1.0, value, None, None, None);
+        observed.head.divergence(distance, self.trace.output(), observed.outputs, rows, 1.0, value, None, None, None);
         (&self.value[..rows], &self.perturbed)
+    }
+
+    fn distance_of(&self, observed: &Observed<'_>) -> Distance {
+        self.distance.unwrap_or_else(|| observed.head.natural_distance())
     }
 
     /// Mean length of the perturbations over the radius.
@@ -298,7 +305,8 @@ impl Regularizer for LipschitzRegularizer {
         gradients: &mut PenaltyGradients<'_>,
     ) -> Result<Penalty, AgentError> {
         let answers = self.gradient == Gradient::Stackelberg && self.interaction_weight > 0.0;
-        self.attack(net, observed, self.search, self.distance, answers);
+        let distance = self.distance_of(observed);
+        self.attack(net, observed, self.search, distance, answers);
         let rows = observed.rows;
         self.d_output.fill(0.0);
         // The deviations belong to both outputs; with the clean one as a fixed target their two parts cancel.
@@ -307,7 +315,7 @@ impl Regularizer for LipschitzRegularizer {
             Gradient::TargetClean => (None, None),
         };
         observed.head.divergence(
-            self.distance,
+            distance,
             self.trace.output(),
             observed.outputs,
             rows,

@@ -1,0 +1,1102 @@
+//! Multi-agent deep deterministic policy gradients: an actor per agent, a critic per agent that knows all observations and actions.
+//!
+//! ```text
+//! critic loss = mean ( Qᵢ(o, a) − ( Σ γᵏ rᵢ + γⁿ Q'ᵢ(o', a') ) )²          a'ⱼ = μ'ⱼ(o'ⱼ)
+//! actor loss  = − mean Qᵢ(o, a with aᵢ = μᵢ(oᵢ)) + logit_penalty · mean ‖outputs‖²
+//! ```
+//!
+//! with target networks `Q'`, `μ'`; parameters are shared as configured. Continuous actions are `tanh` of the actor's outputs,
+//! stretched to the box, and explored with normal noise. Discrete actions are drawn from the softmax of the outputs; in the actor's
+//! loss the draw is relaxed (Gumbel-softmax), its value the drawn action and its derivative that of the softmax.
+//!
+//! With `minimax` the other agents' actions, in the critic's target and in the actor's loss, are moved by a step against `Qᵢ` (M3DDPG).
+//!
+//! Sources: Lowe et al. 2017 (arXiv 1706.02275) and its authors' settings; Lillicrap et al. 2016 (arXiv 1509.02971) for the exploration
+//! of continuous actions (here uncorrelated); Jang et al. 2017 (arXiv 1611.01144) for Gumbel-softmax; Li et al. 2019, "Robust Multi-Agent
+//! Reinforcement Learning via Minimax Deep Deterministic Policy Gradient" (AAAI), for `minimax`. Departures: the relaxed action has the value of
+//! the drawn one (straight-through), because critics learn from drawn actions; memory is a tenth of the authors' million steps unless
+//! configured.
+//!
+//! Regularisers act on actors: with the divergence of the softmax for discrete actions, with the squared distance of outputs before `tanh`
+//! for continuous ones. The action regulariser ([`crate::regularizers::action`]) acts on critics, over the actions of the other agents.
+//!
+//! Logged: `train/critic_loss`, `train/actor_loss` (without penalties), `train/value` (mean of `Qᵢ`), `train/td_error`,
+//! `train/gradient_norm` (of critics and of actors before clipping, their mean), `train/learning_rate`, `train/replay` (steps in memory), and
+//! the regularisers' own. Before the first gradient step only the steps in memory.
+
+use serde::{Deserialize, Serialize};
+use steadfast_envs::{ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, Policy, Rng, RolloutBatch, SeedTree, Space};
+
+use crate::AgentError;
+use crate::head::PolicyHead;
+use crate::learner::{Learner, Metrics};
+use crate::nn::squashed_gaussian::ActionBox;
+use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
+use crate::ranges::Ranges;
+use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
+use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::lipschitz::Scale;
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
+use crate::regularizers::{Observed, RegularizerConfig};
+use crate::replay::{Replay, ReplayConfig, Transitions};
+use crate::returns::{REWARD_CLIP, RewardScaling};
+use crate::schedule::Schedule;
+use crate::state_dict::StateDict;
+use crate::target::TargetConfig;
+use crate::team::{RewardSharing, SharedInput, Sharing, groups_of, share_rewards, teams_of};
+
+/// How far the other agents' actions are moved against an agent's value: M3DDPG.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MinimaxConfig {
+    /// Length of the step for agents of other groups, at least 0; discrete actions count as one-hot vectors, boxes as from -1 to 1.
+    pub opponents: f64,
+    /// Length of the step for agents of the same group, at least 0.
+    pub teammates: f64,
+}
+
+impl Default for MinimaxConfig {
+    /// Those of the method's authors.
+    fn default() -> Self {
+        Self { opponents: 1e-3, teammates: 1e-5 }
+    }
+}
+
+/// Settings of MADDPG. The defaults are those of its authors where both have them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MaddpgConfig {
+    /// Discount per step, 0 to 1.
+    pub discount: f64,
+    /// Steps per slot between updates, 1 to 1,000,000.
+    pub rollout_steps: usize,
+    /// Gradient steps per update, at least 1.
+    pub gradient_steps: usize,
+    /// The memory of past transitions.
+    pub replay: ReplayConfig,
+    /// How target networks follow.
+    pub target: TargetConfig,
+    /// Adam's learning rate for actors, above 0.
+    pub learning_rate: f64,
+    /// Adam's learning rate for critics, above 0; the actors' if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critic_learning_rate: Option<f64>,
+    /// How the learning rates change during the run: `constant` or `linear`.
+    pub learning_rate_schedule: Schedule,
+    /// Adam's epsilon, above 0.
+    pub adam_epsilon: f64,
+    /// Largest norm of the gradient of an actor or a critic, above 0.
+    pub max_gradient_norm: f64,
+    /// Weight of the mean squared outputs of actors, at least 0.
+    pub logit_penalty: f64,
+    /// Temperature of the relaxed draw of discrete actions, above 0.
+    pub temperature: f64,
+    /// Deviation of the noise on continuous actions, in half widths of the box, at least 0.
+    pub exploration_noise: f64,
+    /// Steps against an agent's value that its own learning assumes of the others (M3DDPG); none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minimax: Option<MinimaxConfig>,
+    /// Whether observations are normalised by their running mean and deviation.
+    pub normalize_observations: bool,
+    /// How rewards are scaled: `none` or `return_std`.
+    pub reward_scaling: RewardScaling,
+    /// Which reward an agent learns from: `individual` or `team_mean`.
+    pub reward_sharing: RewardSharing,
+    /// Which agents use the same networks: `all`, `group` or `none`.
+    pub sharing: Sharing,
+    /// Whether a one-hot agent index is appended to the inputs of shared networks.
+    pub agent_index: bool,
+    /// Widths of the actor's hidden layers, 1 to 8192 each, at most 16.
+    pub policy_hidden: Vec<usize>,
+    /// Widths of the critic's hidden layers, 1 to 8192 each, at most 16.
+    pub critic_hidden: Vec<usize>,
+    /// Activation of the hidden layers: `tanh`, `relu` or `leaky_relu`.
+    pub activation: Activation,
+}
+
+impl Default for MaddpgConfig {
+    fn default() -> Self {
+        Self {
+            discount: 0.95,
+            rollout_steps: 100,
+            gradient_steps: 1,
+            replay: ReplayConfig { capacity: 100_000, learning_starts: 25_600, batch_size: 1024, n_step: 1 },
+            target: TargetConfig { every: 1, share: 0.01 },
+            learning_rate: 1e-2,
+            critic_learning_rate: None,
+            learning_rate_schedule: Schedule::Constant,
+            adam_epsilon: 1e-8,
+            max_gradient_norm: 0.5,
+            logit_penalty: 1e-3,
+            temperature: 1.0,
+            exploration_noise: 0.1,
+            minimax: None,
+            normalize_observations: false,
+            reward_scaling: RewardScaling::None,
+            reward_sharing: RewardSharing::Individual,
+            sharing: Sharing::None,
+            agent_index: true,
+            policy_hidden: vec![64, 64],
+            critic_hidden: vec![64, 64],
+            activation: Activation::Relu,
+        }
+    }
+}
+
+impl MaddpgConfig {
+    /// Checks the ranges given with the fields.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] for the first field out of its range.
+    pub fn validate(&self) -> Result<(), AgentError> {
+        let mut ranges = Ranges::default();
+        ranges.fraction("discount", self.discount);
+        ranges.count("rollout_steps", self.rollout_steps, 1_000_000);
+        ranges.count("gradient_steps", self.gradient_steps, usize::MAX);
+        ranges.positive("learning_rate", self.learning_rate);
+        ranges.positive_if_given("critic_learning_rate", self.critic_learning_rate);
+        ranges.positive("adam_epsilon", self.adam_epsilon);
+        ranges.positive("max_gradient_norm", self.max_gradient_norm);
+        ranges.not_negative("logit_penalty", self.logit_penalty);
+        ranges.positive("temperature", self.temperature);
+        ranges.not_negative("exploration_noise", self.exploration_noise);
+        if let Some(minimax) = &self.minimax {
+            ranges.not_negative("minimax.opponents", minimax.opponents);
+            ranges.not_negative("minimax.teammates", minimax.teammates);
+        }
+        ranges.widths("policy_hidden", &self.policy_hidden);
+        ranges.widths("critic_hidden", &self.critic_hidden);
+        ranges.finish()?;
+        self.replay.validate()?;
+        self.target.validate()
+    }
+}
+
+/// A network with its target and what trains it.
+struct Side {
+    net: Mlp,
+    target: Mlp,
+    adam: Adam,
+    trace: Trace,
+    d_output: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+impl Side {
+    fn new(net: Mlp, adam: AdamConfig) -> Self {
+        Self {
+            target: net.clone(),
+            adam: Adam::new(net.n_parameters(), adam),
+            gradient: vec![0.0; net.n_parameters()],
+            net,
+            trace: Trace::default(),
+            d_output: Vec::new(),
+        }
+    }
+
+    /// A clipped step of the optimiser; returns the norm before clipping.
+    fn step(&mut self, rate: f32, max_norm: f64) -> f64 {
+        let norm = squared_norm(&self.gradient).sqrt();
+        self.adam.step(self.net.parameters_mut(), &self.gradient, rate, clip_scale(norm, max_norm as f32));
+        norm
+    }
+}
+
+/// Agents that share their networks.
+struct Group {
+    name: String,
+    input: SharedInput,
+    head: PolicyHead,
+    actor: Side,
+    critic: Side,
+    smoothing: Option<Smoothing>,
+    /// `[row, member, input]`.
+    inputs: Vec<f32>,
+    next_inputs: Vec<f32>,
+    outputs: Vec<f32>,
+    act_inputs: Vec<f32>,
+    act_outputs: Vec<f32>,
+    workspace: Workspace,
+    attack: Option<ObservationAttack>,
+    attack_unit: Vec<f32>,
+}
+
+/// Where things lie in the critics' inputs: all observations, all actions, the agent's index.
+struct Layout {
+    /// First number of each agent's observation.
+    observations: Vec<usize>,
+    /// Numbers of all observations.
+    observation: usize,
+    /// First number of each agent's action, counted from the first action.
+    actions: Vec<usize>,
+    /// Numbers of each agent's action: choices, or coordinates.
+    widths: Vec<usize>,
+    /// Numbers of all actions.
+    action: usize,
+    /// Group and member of each agent.
+    membership: Vec<(usize, usize)>,
+    /// The environment's group of each agent.
+    team: Vec<usize>,
+    is_discrete: bool,
+}
+
+/// A minibatch as the critics see it.
+#[derive(Default)]
+struct Minibatch {
+    rows: usize,
+    /// `[row, all observations]`.
+    observations: Vec<f32>,
+    next_observations: Vec<f32>,
+    /// `[row, all actions]`: one-hot, or scaled to -1..1.
+    actions: Vec<f32>,
+    next_actions: Vec<f32>,
+    /// `[row, agent]`: indices of discrete actions.
+    chosen: Vec<u32>,
+    rewards: Vec<f32>,
+}
+
+/// Sums over the gradient steps of an update.
+#[derive(Default)]
+struct Sums {
+    steps: f64,
+    passes: f64,
+    critic_loss: f64,
+    actor_loss: f64,
+    value: f64,
+    td_error: f64,
+    gradient_norm: f64,
+    smoothing: SmoothingSums,
+    action: ActionSums,
+}
+
+/// MADDPG over all agents of an environment.
+pub struct Maddpg {
+    config: MaddpgConfig,
+    action_regularizer: Option<ActionRegularizerConfig>,
+    n_agents: usize,
+    observation_width: usize,
+    action_width: usize,
+    layout: Layout,
+    teams: Vec<Vec<usize>>,
+    groups: Vec<Group>,
+    return_scale: ReturnScale,
+    replay: Replay,
+    transitions: Transitions,
+    minibatch: Minibatch,
+    room: Room,
+    rng: Rng,
+    updates: u64,
+    steps: u64,
+    lipschitz: Option<[f64; 2]>,
+    metrics: Metrics,
+}
+
+/// Memory that is kept from step to step.
+#[derive(Default)]
+struct Room {
+    rows: Vec<f32>,
+    d_rows: Vec<f32>,
+    values: Vec<f32>,
+    trace: Trace,
+    workspace: Workspace,
+    probabilities: Vec<f32>,
+    attack: ActionAttack,
+}
+
+impl Maddpg {
+    /// Builds networks for the agents of `spec`, to be trained from `n_slots` environments.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] if a setting is out of its range or does not fit the environment.
+    pub fn new(
+        config: &MaddpgConfig,
+        regularizer: Option<&RegularizerConfig>,
+        action_regularizer: Option<&ActionRegularizerConfig>,
+        spec: &EnvSpec,
+        n_slots: usize,
+        seeds: SeedTree,
+    ) -> Result<Self, AgentError> {
+        config.validate()?;
+        let shared = groups_of(config.sharing, spec)?;
+        let teams: Vec<Vec<usize>> = teams_of(spec).into_iter().map(|(_, agents)| agents).collect();
+        let layout = Layout::new(spec, &shared, &teams)?;
+        if let Some(regularizer) = action_regularizer {
+            let mut choices = layout.widths.clone();
+            choices.pop();
+            if layout.is_discrete {
+                regularizer.fits(&choices)?;
+            }
+            if spec.n_agents() == 1 {
+                let (field, expected) = ("action_regularizer".to_string(), "absent: there are no other agents".to_string());
+                return Err(AgentError::Config { field, expected, got: "present".to_string() });
+            }
+        }
+        let mut groups = Vec::new();
+        for (i, (name, agents)) in shared.into_iter().enumerate() {
+            groups.push(Group::new(config, regularizer, spec, &layout, name, agents, &seeds.child("group").index(i as u64))?);
+        }
+        Ok(Self {
+            action_regularizer: action_regularizer.cloned(),
+            n_agents: spec.n_agents(),
+            observation_width: spec.observation_width(),
+            action_width: if layout.is_discrete { 0 } else { spec.action_width() },
+            layout,
+            teams,
+            groups,
+            return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
+            replay: Replay::new(spec, n_slots, config.replay.capacity, false)?,
+            transitions: Transitions::default(),
+            minibatch: Minibatch::default(),
+            room: Room::default(),
+            rng: seeds.child("minibatches").rng(),
+            updates: 0,
+            steps: 0,
+            lipschitz: None,
+            metrics: Metrics::default(),
+            config: config.clone(),
+        })
+    }
+
+    /// One gradient step of all networks from a fresh minibatch.
+    fn step(&mut self, progress: f64, remaining: f64, sums: &mut Sums) -> Result<(), AgentError> {
+        self.steps += 1;
+        self.draw();
+        self.choose_next();
+        for g in 0..self.groups.len() {
+            self.learn_values(g, progress, sums);
+            self.learn_policy(g, progress, sums)?;
+            let config = &self.config;
+            let rate = config.learning_rate * remaining;
+            let critic_rate = config.critic_learning_rate.unwrap_or(config.learning_rate) * remaining;
+            let group = &mut self.groups[g];
+            let norms =
+                group.critic.step(critic_rate as f32, config.max_gradient_norm) + group.actor.step(rate as f32, config.max_gradient_norm);
+            if !norms.is_finite() {
+                let tensor = format!("gradient norm of `{}`", group.name);
+                return Err(AgentError::NonFinite { tensor, value: norms as f32, update: self.updates, position: 0 });
+            }
+            sums.gradient_norm += 0.5 * norms;
+            if let Some(smoothing) = &mut group.smoothing {
+                smoothing.constrain(&mut group.actor.net);
+            }
+        }
+        for group in &mut self.groups {
+            for side in [&mut group.actor, &mut group.critic] {
+                self.config.target.follow(self.steps, &side.net, &mut side.target);
+            }
+        }
+        sums.steps += 1.0;
+        Ok(())
+    }
+
+    /// Draws the minibatch and brings it into the form that the critics see.
+    fn draw(&mut self) {
+        let (config, batch, layout) = (&self.config, &mut self.transitions, &self.layout);
+        let ReplayConfig { batch_size, n_step, .. } = config.replay;
+        self.replay.sample(batch_size, n_step, config.discount as f32, &mut self.rng, batch);
+        let m = &mut self.minibatch;
+        m.rows = batch.rows;
+        m.rewards.clear();
+        m.rewards.extend_from_slice(&batch.rewards);
+        if config.reward_sharing == RewardSharing::TeamMean {
+            share_rewards(self.teams.iter().map(Vec::as_slice), self.n_agents, &mut m.rewards);
+        }
+        if config.reward_scaling == RewardScaling::ReturnStd {
+            self.return_scale.normalize(&mut m.rewards, n_step as f32 * REWARD_CLIP);
+        }
+        for observations in [&mut m.observations, &mut m.next_observations] {
+            observations.resize(batch.rows * layout.observation, 0.0);
+        }
+        for group in &mut self.groups {
+            for (from, inputs, joint) in [
+                (&batch.observations, &mut group.inputs, &mut m.observations),
+                (&batch.next_observations, &mut group.next_inputs, &mut m.next_observations),
+            ] {
+                group.input.gather(from, self.n_agents, self.observation_width, inputs);
+                let (width, n) = (group.input.width(), group.input.observation);
+                for (i, input) in inputs.chunks_exact(width).enumerate() {
+                    let agent = group.input.agents[i % group.input.members()];
+                    let to = i / group.input.members() * layout.observation + layout.observations[agent];
+                    joint[to..to + n].copy_from_slice(&input[..n]);
+                }
+            }
+        }
+        m.actions.clear();
+        m.actions.resize(batch.rows * layout.action, 0.0);
+        m.next_actions.resize(batch.rows * layout.action, 0.0);
+        m.chosen.clear();
+        m.chosen.extend_from_slice(&batch.discrete_actions);
+        for row in 0..batch.rows {
+            for agent in 0..self.n_agents {
+                let to = &mut m.actions[row * layout.action + layout.actions[agent]..][..layout.widths[agent]];
+                let place = row * self.n_agents + agent;
+                if layout.is_discrete {
+                    to[batch.discrete_actions[place] as usize] = 1.0;
+                } else {
+                    to.copy_from_slice(&batch.continuous_actions[place * self.action_width..][..to.len()]);
+                    let (group, _) = layout.membership[agent];
+                    if let PolicyHead::Deterministic { bounds } = &self.groups[group].head {
+                        bounds.shrink(to);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The target actors' actions at the end of the way.
+    fn choose_next(&mut self) {
+        let (layout, m, temperature) = (&self.layout, &mut self.minibatch, self.config.temperature as f32);
+        for group in &mut self.groups {
+            let (members, n) = (group.input.members(), group.head.width());
+            let samples = m.rows * members;
+            group.outputs.resize(samples * n, 0.0);
+            group.actor.target.forward(&group.next_inputs, samples, &mut group.outputs, &mut group.workspace);
+            act_softly(&group.head, temperature, &mut group.outputs, &mut self.room.probabilities, &mut self.rng);
+            for (i, action) in group.outputs.chunks_exact(n).enumerate() {
+                let agent = group.input.agents[i % members];
+                let to = i / members * layout.action + layout.actions[agent];
+                m.next_actions[to..to + n].copy_from_slice(action);
+            }
+        }
+    }
+
+    /// The critic's loss and gradient.
+    fn learn_values(&mut self, g: usize, progress: f64, sums: &mut Sums) {
+        let (layout, m, room) = (&self.layout, &self.minibatch, &mut self.room);
+        let group = &mut self.groups[g];
+        let members = group.input.members();
+        let samples = m.rows * members;
+        layout.critic_rows(&group.input, &m.next_observations, &m.next_actions, &mut room.rows);
+        if let Some(minimax) = &self.config.minimax {
+            layout.oppose(&group.input, &group.critic.target, minimax, samples, room);
+        }
+        room.values.resize(samples, 0.0);
+        group.critic.target.forward(&room.rows, samples, &mut room.values, &mut room.workspace);
+        let targets: Vec<f32> = (0..samples)
+            .map(|i| {
+                let (row, agent) = (i / members, group.input.agents[i % members]);
+                m.rewards[row * self.n_agents + agent] + self.transitions.bootstrap[row] * room.values[i]
+            })
+            .collect();
+        layout.critic_rows(&group.input, &m.observations, &m.actions, &mut room.rows);
+        let critic = &mut group.critic;
+        critic.net.forward_train(&room.rows, samples, &mut critic.trace);
+        critic.d_output.clear();
+        let (mut square, mut absolute, mut total) = (0.0, 0.0, 0.0);
+        for (value, target) in critic.trace.output().iter().zip(&targets) {
+            let error = value - target;
+            square += f64::from(error * error);
+            absolute += f64::from(error.abs());
+            total += f64::from(*value);
+            critic.d_output.push(2.0 * error / samples as f32);
+        }
+        sums.passes += 1.0;
+        sums.critic_loss += square / samples as f64;
+        sums.td_error += absolute / samples as f64;
+        sums.value += total / samples as f64;
+        critic.gradient.fill(0.0);
+        if let Some(config) = &self.action_regularizer
+            && config.weight(progress) > 0.0
+        {
+            let values = critic.trace.output().to_vec();
+            for member in 0..members {
+                let clean: Vec<f32> = values.iter().skip(member).step_by(members).copied().collect();
+                layout.resist(&group.input, critic, m, member, config, config.weight(progress) / members as f64, &clean, room, sums);
+            }
+        }
+        critic.net.backward(&mut critic.trace, &critic.d_output, Some(&mut critic.gradient), None);
+    }
+
+    /// The actor's loss and gradient.
+    fn learn_policy(&mut self, g: usize, progress: f64, sums: &mut Sums) -> Result<(), AgentError> {
+        let (layout, m, room) = (&self.layout, &self.minibatch, &mut self.room);
+        let group = &mut self.groups[g];
+        let (members, n) = (group.input.members(), group.head.width());
+        let samples = m.rows * members;
+        let temperature = self.config.temperature as f32;
+        group.actor.net.forward_train(&group.inputs, samples, &mut group.actor.trace);
+        group.outputs.clear();
+        group.outputs.extend_from_slice(group.actor.trace.output());
+        act_softly(&group.head, temperature, &mut group.outputs, &mut room.probabilities, &mut self.rng);
+        layout.critic_rows(&group.input, &m.observations, &m.actions, &mut room.rows);
+        let width = group.critic.net.input();
+        for (i, action) in group.outputs.chunks_exact(n).enumerate() {
+            let agent = group.input.agents[i % members];
+            let to = i * width + layout.observation + layout.actions[agent];
+            room.rows[to..to + n].copy_from_slice(action);
+        }
+        if let Some(minimax) = &self.config.minimax {
+            layout.oppose(&group.input, &group.critic.net, minimax, samples, room);
+        }
+        group.critic.net.forward_train(&room.rows, samples, &mut room.trace);
+        sums.actor_loss -= room.trace.output().iter().map(|v| f64::from(*v)).sum::<f64>() / samples as f64;
+        room.d_rows.resize(samples * width, 0.0);
+        room.values.clear();
+        room.values.resize(samples, -1.0 / samples as f32);
+        group.critic.net.backward(&mut room.trace, &room.values, None, Some(&mut room.d_rows));
+        let actor = &mut group.actor;
+        actor.d_output.resize(samples * n, 0.0);
+        let penalty = 2.0 * self.config.logit_penalty as f32 / (samples * n) as f32;
+        for (i, d_output) in actor.d_output.chunks_exact_mut(n).enumerate() {
+            let agent = group.input.agents[i % members];
+            let d_action = &room.d_rows[i * width + layout.observation + layout.actions[agent]..][..n];
+            let (action, output) = (&group.outputs[i * n..(i + 1) * n], &actor.trace.output()[i * n..(i + 1) * n]);
+            if layout.is_discrete {
+                let p = &room.probabilities[i * n..(i + 1) * n];
+                let mean: f32 = p.iter().zip(d_action).map(|(p, d)| p * d).sum();
+                d_output.iter_mut().zip(p.iter().zip(d_action)).for_each(|(out, (p, d))| *out = p * (d - mean) / temperature);
+            } else {
+                d_output.iter_mut().zip(action.iter().zip(d_action)).for_each(|(out, (a, d))| *out = d * (1.0 - a * a));
+            }
+            d_output.iter_mut().zip(output).for_each(|(d, output)| *d += penalty * output);
+        }
+        actor.gradient.fill(0.0);
+        let weight = group.smoothing.as_ref().map_or(0.0, |s| s.regularizer().weight(progress));
+        match &mut group.smoothing {
+            Some(smoothing) if weight > 0.0 => {
+                let backward = Backward {
+                    net: &actor.net,
+                    trace: &mut actor.trace,
+                    head: &group.head,
+                    inputs: &group.inputs,
+                    limit: group.input.limit(),
+                    d_output: &mut actor.d_output,
+                    gradient: &mut actor.gradient,
+                    log_std_gradient: &mut [],
+                };
+                smoothing.backward(backward, weight, sums.steps == 0.0, &mut sums.smoothing)?;
+            }
+            _ => actor.net.backward(&mut actor.trace, &actor.d_output, Some(&mut actor.gradient), None),
+        }
+        Ok(())
+    }
+
+    /// Takes a rollout into the running statistics.
+    fn observe(&mut self, batch: &RolloutBatch) {
+        let row = batch.n_agents * batch.observation_width;
+        let steps = &batch.observations[..batch.n_steps * batch.n_slots * row];
+        for group in &mut self.groups {
+            if self.config.normalize_observations || group.smoothing.as_ref().is_some_and(Smoothing::tracks_deviation) {
+                group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.act_inputs);
+            }
+            if let Some(smoothing) = &mut group.smoothing {
+                smoothing.measure_units(&group.input);
+            }
+        }
+        if self.config.reward_scaling == RewardScaling::ReturnStd {
+            let rewards = &mut self.minibatch.rewards;
+            rewards.clear();
+            rewards.extend_from_slice(&batch.rewards);
+            if self.config.reward_sharing == RewardSharing::TeamMean {
+                share_rewards(self.teams.iter().map(Vec::as_slice), batch.n_agents, rewards);
+            }
+            self.return_scale.observe(rewards, batch);
+        }
+    }
+
+    fn check_parameters(&self) -> Result<(), AgentError> {
+        for group in &self.groups {
+            for (part, side) in [("actor", &group.actor), ("critic", &group.critic)] {
+                if let Some(position) = side.net.parameters().iter().position(|v| !v.is_finite()) {
+                    let tensor = format!("{part} weights of `{}`", group.name);
+                    return Err(AgentError::NonFinite { tensor, value: side.net.parameters()[position], update: self.updates, position });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Turns the outputs of an actor into actions, in place: one-hot draws, whose relaxed form is left in `probabilities`, or numbers
+/// between -1 and 1.
+fn act_softly(head: &PolicyHead, temperature: f32, outputs: &mut [f32], probabilities: &mut Vec<f32>, rng: &mut Rng) {
+    let PolicyHead::Categorical { n } = head else {
+        outputs.iter_mut().for_each(|v| *v = v.tanh());
+        return;
+    };
+    probabilities.clear();
+    for row in outputs.chunks_exact_mut(*n) {
+        let begin = probabilities.len();
+        // Adding Gumbel noise and taking the greatest is a draw from the softmax.
+        probabilities.extend(row.iter().map(|logit| (logit + rng.gumbel_f32()) / temperature));
+        let noisy = &mut probabilities[begin..];
+        let (best, most) = noisy.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, v)| if *v > b.1 { (i, *v) } else { b });
+        noisy.iter_mut().for_each(|v| *v -= most);
+        row.fill(0.0);
+        row[best] = 1.0;
+    }
+    exp_in_place(probabilities);
+    for row in probabilities.chunks_exact_mut(*n) {
+        let sum: f32 = row.iter().sum();
+        row.iter_mut().for_each(|p| *p /= sum);
+    }
+}
+
+impl Layout {
+    fn new(spec: &EnvSpec, shared: &[(String, Vec<usize>)], teams: &[Vec<usize>]) -> Result<Self, AgentError> {
+        let n = spec.n_agents();
+        let mut layout = Self {
+            observations: Vec::new(),
+            observation: 0,
+            actions: Vec::new(),
+            widths: Vec::new(),
+            action: 0,
+            membership: vec![(0, 0); n],
+            team: vec![0; n],
+            is_discrete: spec.has_discrete_actions(),
+        };
+        for agent in &spec.agents {
+            let width = match &agent.action {
+                Space::Discrete { n } => *n,
+                other => other.width(),
+            };
+            layout.observations.push(layout.observation);
+            layout.observation += agent.observation.width();
+            layout.actions.push(layout.action);
+            layout.widths.push(width);
+            layout.action += width;
+        }
+        for (g, (_, agents)) in shared.iter().enumerate() {
+            agents.iter().enumerate().for_each(|(member, &agent)| layout.membership[agent] = (g, member));
+        }
+        for (t, agents) in teams.iter().enumerate() {
+            agents.iter().for_each(|&agent| layout.team[agent] = t);
+        }
+        Ok(layout)
+    }
+
+    /// Inputs of a group's critic `[row, member, input]` for joint observations and actions.
+    fn critic_rows(&self, input: &SharedInput, observations: &[f32], actions: &[f32], out: &mut Vec<f32>) {
+        out.clear();
+        for (observation, action) in observations.chunks_exact(self.observation).zip(actions.chunks_exact(self.action)) {
+            for member in 0..input.members() {
+                self.push_row(input, observation, action, member, out);
+            }
+        }
+    }
+
+    fn push_row(&self, input: &SharedInput, observation: &[f32], action: &[f32], member: usize, out: &mut Vec<f32>) {
+        out.extend_from_slice(observation);
+        out.extend_from_slice(action);
+        out.extend((0..input.index).map(|i| if i == member { 1.0 } else { 0.0 }));
+    }
+
+    /// Moves, in the critic's inputs `room.rows`, the actions of all agents but the row's own by a step against the row's value.
+    fn oppose(&self, input: &SharedInput, critic: &Mlp, config: &MinimaxConfig, samples: usize, room: &mut Room) {
+        let width = critic.input();
+        critic.forward_train(&room.rows, samples, &mut room.trace);
+        room.d_rows.resize(samples * width, 0.0);
+        room.values.clear();
+        room.values.resize(samples, 1.0);
+        critic.backward(&mut room.trace, &room.values, None, Some(&mut room.d_rows));
+        for (i, (row, slope)) in room.rows.chunks_exact_mut(width).zip(room.d_rows.chunks_exact(width)).enumerate() {
+            let own = input.agents[i % input.members()];
+            for agent in (0..self.widths.len()).filter(|&agent| agent != own) {
+                let length = if self.team[agent] == self.team[own] { config.teammates } else { config.opponents } as f32;
+                let at = self.observation + self.actions[agent]..self.observation + self.actions[agent] + self.widths[agent];
+                let norm = slope[at.clone()].iter().map(|s| s * s).sum::<f32>().sqrt();
+                if norm > 0.0 {
+                    row[at.clone()].iter_mut().zip(&slope[at]).for_each(|(a, s)| *a -= length * s / norm);
+                }
+            }
+        }
+    }
+
+    /// Adds the penalty on the change of the values of agent `member` of a group when other agents act otherwise, with its gradient.
+    /// `clean` `[row]` are the values at the actions taken, at which the critic's last forward pass was.
+    fn resist(
+        &self,
+        input: &SharedInput,
+        critic: &mut Side,
+        m: &Minibatch,
+        member: usize,
+        config: &ActionRegularizerConfig,
+        weight: f64,
+        clean: &[f32],
+        room: &mut Room,
+        sums: &mut Sums,
+    ) {
+        let own = input.agents[member];
+        let mut attack = std::mem::take(&mut room.attack);
+        if self.is_discrete {
+            let mut choices = self.widths.clone();
+            choices[own] = 0;
+            let mut values = CriticValues { layout: self, input, critic: &critic.net, m, member, room };
+            attack.search(config, &mut values, &choices, &m.chosen, clean);
+            sums.action.add(&m.chosen, &attack.worst, &attack.change);
+            let places: Vec<u32> = (0..m.rows as u32).collect();
+            values.gather(&places, &attack.worst);
+        } else {
+            attack.change.clear();
+            attack.change.resize(m.rows, 0.0);
+            let changed = self.push_actions(input, &critic.net, m, member, config, clean, room, &mut attack.change);
+            sums.action.add_moved(changed, &attack.change);
+        }
+        // d (Q − Q')² = 2 (Q − Q') (dQ − dQ')
+        critic.net.forward_train(&room.rows, m.rows, &mut room.trace);
+        let scale = 2.0 * (weight / m.rows as f64) as f32;
+        room.values.clear();
+        for (row, change) in attack.change.iter().enumerate() {
+            critic.d_output[row * input.members() + member] += scale * change;
+            room.values.push(-scale * change);
+        }
+        critic.net.backward(&mut room.trace, &room.values, Some(&mut critic.gradient), None);
+        room.attack = attack;
+    }
+
+    /// Finds continuous actions of the other agents that change the values of agent `member` most, within the balls; leaves critic
+    /// inputs with them in `room.rows` and the changes `[row]`. Returns the mean number of agents whose actions moved.
+    fn push_actions(
+        &self,
+        input: &SharedInput,
+        critic: &Mlp,
+        m: &Minibatch,
+        member: usize,
+        config: &ActionRegularizerConfig,
+        clean: &[f32],
+        room: &mut Room,
+        change: &mut [f32],
+    ) -> f64 {
+        let (own, width, radius) = (input.agents[member], critic.input(), config.radius as f32);
+        let step = if config.steps <= 1 { radius } else { 2.0 * radius / config.steps as f32 };
+        let mut start = Vec::new();
+        for (observation, action) in m.observations.chunks_exact(self.observation).zip(m.actions.chunks_exact(self.action)) {
+            self.push_row(input, observation, action, member, &mut start);
+        }
+        let mut best = start.clone();
+        let sides: &[f32] = if config.only_harmful { &[-1.0] } else { &[-1.0, 1.0] };
+        for &side in sides {
+            let mut rows = start.clone();
+            let mut turned: Vec<usize> = Vec::new();
+            room.d_rows.resize(m.rows * width, 0.0);
+            for k in 0..config.steps {
+                critic.forward_train(&rows, m.rows, &mut room.trace);
+                room.values.clear();
+                room.values.resize(m.rows, side);
+                critic.backward(&mut room.trace, &room.values, None, Some(&mut room.d_rows));
+                if k == 0 {
+                    // The agents with the steepest slopes are turned.
+                    for slope in room.d_rows.chunks_exact(width) {
+                        turned.extend(self.steepest(slope, own, config.agents));
+                    }
+                }
+                let per_row = turned.len() / m.rows.max(1);
+                for (i, (row, slope)) in rows.chunks_exact_mut(width).zip(room.d_rows.chunks_exact(width)).enumerate() {
+                    for &agent in &turned[i * per_row..(i + 1) * per_row] {
+                        let at = self.observation + self.actions[agent]..self.observation + self.actions[agent] + self.widths[agent];
+                        push(&mut row[at.clone()], &slope[at.clone()], &start[i * width..][at], step, radius);
+                    }
+                }
+            }
+            critic.forward(&rows, m.rows, room_values(&mut room.values, m.rows), &mut room.workspace);
+            for row in 0..m.rows {
+                let found = clean[row] - room.values[row];
+                let is_worse = if config.only_harmful { found > change[row] } else { found.abs() > change[row].abs() };
+                if is_worse {
+                    change[row] = found;
+                    best[row * width..(row + 1) * width].copy_from_slice(&rows[row * width..(row + 1) * width]);
+                }
+            }
+        }
+        let moved = |i: usize, agent: usize| {
+            let at = i * width + self.observation + self.actions[agent];
+            best[at..at + self.widths[agent]] != start[at..at + self.widths[agent]]
+        };
+        let total: usize = (0..m.rows).map(|i| (0..self.widths.len()).filter(|&agent| moved(i, agent)).count()).sum();
+        room.rows = best;
+        total as f64 / m.rows.max(1) as f64
+    }
+
+    /// The agents other than `own` on whose actions a critic's input slope is steepest, at most `n`.
+    fn steepest(&self, slope: &[f32], own: usize, n: usize) -> Vec<usize> {
+        let steepness = |agent: usize| {
+            let at = self.observation + self.actions[agent];
+            slope[at..at + self.widths[agent]].iter().map(|s| s * s).sum::<f32>()
+        };
+        let mut others: Vec<usize> = (0..self.widths.len()).filter(|&agent| agent != own).collect();
+        others.sort_by(|a, b| steepness(*b).total_cmp(&steepness(*a)));
+        others.truncate(n);
+        others
+    }
+}
+
+fn room_values(values: &mut Vec<f32>, rows: usize) -> &mut [f32] {
+    values.resize(rows, 0.0);
+    values
+}
+
+/// Moves an action along a slope by `step`, into the ball of `radius` around `centre` and into the box from -1 to 1.
+fn push(action: &mut [f32], slope: &[f32], centre: &[f32], step: f32, radius: f32) {
+    let norm = slope.iter().map(|s| s * s).sum::<f32>().sqrt();
+    if norm == 0.0 {
+        return;
+    }
+    action.iter_mut().zip(slope).for_each(|(a, s)| *a += step * s / norm);
+    let distance = action.iter().zip(centre).map(|(a, c)| (a - c) * (a - c)).sum::<f32>().sqrt();
+    let factor = if distance > radius { radius / distance } else { 1.0 };
+    action.iter_mut().zip(centre).for_each(|(a, c)| *a = (c + factor * (*a - c)).clamp(-1.0, 1.0));
+}
+
+/// An agent's value as a function of the others' discrete actions.
+struct CriticValues<'a> {
+    layout: &'a Layout,
+    input: &'a SharedInput,
+    critic: &'a Mlp,
+    m: &'a Minibatch,
+    member: usize,
+    room: &'a mut Room,
+}
+
+impl CriticValues<'_> {
+    /// Critic inputs for joint actions `[n, agent]` at samples `places`, into `room.rows`.
+    fn gather(&mut self, places: &[u32], actions: &[u32]) {
+        let Self { layout, input, m, member, room, .. } = self;
+        room.rows.clear();
+        let mut joint = vec![0.0; layout.action];
+        for (&place, actions) in places.iter().zip(actions.chunks_exact(layout.widths.len())) {
+            joint.fill(0.0);
+            actions.iter().zip(&layout.actions).for_each(|(action, first)| joint[first + *action as usize] = 1.0);
+            let observation = &m.observations[place as usize * layout.observation..][..layout.observation];
+            layout.push_row(input, observation, &joint, *member, &mut room.rows);
+        }
+    }
+}
+
+impl JointValues for CriticValues<'_> {
+    fn values(&mut self, places: &[u32], actions: &[u32], out: &mut Vec<f32>) {
+        self.gather(places, actions);
+        out.resize(places.len(), 0.0);
+        self.critic.forward(&self.room.rows, places.len(), out, &mut self.room.workspace);
+    }
+
+    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) {
+        let places: Vec<u32> = (0..self.m.rows as u32).collect();
+        self.gather(&places, actions);
+        let Self { layout, critic, m, room, .. } = self;
+        let width = critic.input();
+        critic.forward_train(&room.rows, m.rows, &mut room.trace);
+        room.d_rows.resize(m.rows * width, 0.0);
+        critic.backward(&mut room.trace, &vec![1.0; m.rows], None, Some(&mut room.d_rows));
+        let widest = layout.widths.iter().copied().max().unwrap_or(0);
+        out.clear();
+        for (slope, actions) in room.d_rows.chunks_exact(width).zip(actions.chunks_exact(layout.widths.len())) {
+            for (agent, &taken) in actions.iter().enumerate() {
+                let of = &slope[layout.observation + layout.actions[agent]..][..layout.widths[agent]];
+                out.extend((0..widest).map(|c| of.get(c).map_or(0.0, |s| s - of[taken as usize])));
+            }
+        }
+    }
+}
+
+impl Group {
+    fn new(
+        config: &MaddpgConfig,
+        regularizer: Option<&RegularizerConfig>,
+        spec: &EnvSpec,
+        layout: &Layout,
+        name: String,
+        agents: Vec<usize>,
+        seeds: &SeedTree,
+    ) -> Result<Self, AgentError> {
+        let head = match &spec.agents[agents[0]].action {
+            Space::Box { low, high } => PolicyHead::Deterministic { bounds: ActionBox::new(low, high)? },
+            other => PolicyHead::new(other, false, 0.0)?,
+        };
+        let input = SharedInput::new(spec, agents, config.agent_index, config.normalize_observations);
+        let gain = 2f32.sqrt();
+        let (mut first, mut second) = (seeds.child("actor").rng(), seeds.child("critic").rng());
+        let actor = Mlp::new(input.width(), &config.policy_hidden, head.width(), config.activation, gain, 0.01, &mut first)?;
+        let joint = layout.observation + layout.action + input.index;
+        let critic = Mlp::new(joint, &config.critic_hidden, 1, config.activation, gain, 1.0, &mut second)?;
+        let smoothing = regularizer.map(|r| Smoothing::new(r, &head, seeds.child("regularizer").rng())).transpose()?;
+        let adam = AdamConfig { epsilon: config.adam_epsilon as f32, ..AdamConfig::default() };
+        Ok(Self {
+            name,
+            input,
+            head,
+            actor: Side::new(actor, adam),
+            critic: Side::new(critic, adam),
+            smoothing,
+            inputs: Vec::new(),
+            next_inputs: Vec::new(),
+            outputs: Vec::new(),
+            act_inputs: Vec::new(),
+            act_outputs: Vec::new(),
+            workspace: Workspace::default(),
+            attack: None,
+            attack_unit: Vec::new(),
+        })
+    }
+}
+
+impl Policy for Maddpg {
+    fn reset(&mut self, _slot: usize) {}
+
+    fn act(
+        &mut self,
+        observations: &ObservationBatch<'_>,
+        rngs: &mut [Rng],
+        mode: ActMode,
+        out: &mut ActionBatch<'_>,
+    ) -> steadfast_envs::Result<()> {
+        let noise = self.config.exploration_noise as f32;
+        for group in &mut self.groups {
+            let (members, n) = (group.input.members(), group.head.width());
+            let rows = observations.n_slots * members;
+            group.input.gather(observations.observations, observations.n_agents, observations.width, &mut group.act_inputs);
+            group.act_outputs.resize(rows * n, 0.0);
+            let net = &group.actor.net;
+            net.forward(&group.act_inputs, rows, &mut group.act_outputs, &mut group.workspace);
+            if let Some(attack) = &mut group.attack {
+                let observed = Observed {
+                    rows,
+                    inputs: &group.act_inputs,
+                    unit: &group.attack_unit,
+                    limit: group.input.limit(),
+                    outputs: &group.act_outputs,
+                    head: &group.head,
+                };
+                let moved = attack.perturb(net, &observed);
+                net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
+            }
+            if let Some(bad) = group.act_outputs.iter().find(|v| !v.is_finite()) {
+                return Err(EnvError::Policy(format!("output of the actor of `{}` is {bad}", group.name)));
+            }
+            for row in 0..rows {
+                let place = row / members * observations.n_agents + group.input.agents[row % members];
+                let rng = &mut rngs[row / members];
+                match (&mut out.actions, &group.head) {
+                    (ActionsMut::Discrete(actions), head) => {
+                        (actions[place], out.log_probs[place]) = head.choose_index(&group.act_outputs, row, mode, rng);
+                    }
+                    (ActionsMut::Continuous(actions), PolicyHead::Deterministic { bounds }) => {
+                        let action = &mut actions[place * self.action_width..(place + 1) * self.action_width];
+                        action.fill(0.0);
+                        for (a, output) in action.iter_mut().zip(&group.act_outputs[row * n..(row + 1) * n]) {
+                            *a = output.tanh();
+                            if mode == ActMode::Sample {
+                                *a = (*a + noise * rng.normal_f32()).clamp(-1.0, 1.0);
+                            }
+                        }
+                        bounds.stretch(&mut action[..n]);
+                        // A deterministic choice, explored with noise that learning does not look at.
+                        out.log_probs[place] = 0.0;
+                    }
+                    _ => return Err(EnvError::Policy("this policy does not write texts".to_string())),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Learner for Maddpg {
+    fn policy(&mut self) -> &mut dyn Policy {
+        self
+    }
+
+    fn rollout_steps(&self) -> usize {
+        self.config.rollout_steps
+    }
+
+    fn uses_state(&self) -> bool {
+        false
+    }
+
+    fn update(&mut self, batch: &RolloutBatch, progress: f64) -> Result<&Metrics, AgentError> {
+        self.updates += 1;
+        self.metrics.clear();
+        self.observe(batch);
+        self.replay.extend(batch);
+        let remaining = self.config.learning_rate_schedule.remaining(progress);
+        let mut sums = Sums::default();
+        if self.replay.len() >= self.config.replay.learning_starts.max(1) {
+            for _ in 0..self.config.gradient_steps {
+                self.step(progress, remaining, &mut sums)?;
+            }
+            self.check_parameters()?;
+            let mut lipschitz = None::<[f64; 2]>;
+            for group in &mut self.groups {
+                let Some(smoothing) = &mut group.smoothing else { continue };
+                let (side, limit) = (&mut group.actor, group.input.limit());
+                if let Some(bounds) = smoothing.probe(self.updates, &side.net, &mut side.trace, &group.head, &group.inputs, limit) {
+                    let other = lipschitz.unwrap_or(bounds);
+                    lipschitz = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
+                }
+            }
+            self.lipschitz = lipschitz.or(self.lipschitz);
+        }
+        let metrics = &mut self.metrics;
+        if sums.steps > 0.0 {
+            let n = sums.passes;
+            metrics.push("train/critic_loss", sums.critic_loss / n);
+            metrics.push("train/actor_loss", sums.actor_loss / n);
+            metrics.push("train/value", sums.value / n);
+            metrics.push("train/td_error", sums.td_error / n);
+            metrics.push("train/gradient_norm", sums.gradient_norm / n);
+            metrics.push("train/learning_rate", self.config.learning_rate * remaining);
+            if let Some(smoothing) = &self.groups[0].smoothing {
+                sums.smoothing.log(smoothing.regularizer().weight(progress), self.lipschitz, metrics);
+            }
+            if let Some(config) = &self.action_regularizer {
+                sums.action.log(config.weight(progress), metrics);
+            }
+        }
+        metrics.push("train/replay", self.replay.len() as f64);
+        Ok(&self.metrics)
+    }
+
+    fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
+            group.input.units(Scale::Absolute, &mut group.attack_unit);
+        }
+        true
+    }
+
+    fn state(&self) -> StateDict {
+        let mut state = StateDict::default();
+        for group in &self.groups {
+            let name = &group.name;
+            for (part, side) in [("actor", &group.actor), ("critic", &group.critic)] {
+                state.put_net(&format!("{name}.{part}"), &side.net);
+                state.put_net(&format!("{name}.target_{part}"), &side.target);
+                state.put_adam(&format!("{name}.{part}"), &side.adam);
+            }
+            state.put_norm(&format!("{name}.observation"), &group.input.norm.state());
+            if let Some(smoothing) = &group.smoothing {
+                smoothing.save(&format!("{name}.regularizer."), &mut state);
+            }
+        }
+        state.put_return_scale("return_scale", &self.return_scale);
+        self.replay.save("replay.", &mut state);
+        state.put_rng("minibatches.rng", &self.rng);
+        let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
+        state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
+        state.put_u64("updates", &[self.updates]);
+        state.put_u64("steps", &[self.steps]);
+        state
+    }
+
+    fn load_state(&mut self, state: &StateDict) -> Result<(), AgentError> {
+        for group in &mut self.groups {
+            let name = group.name.clone();
+            for (part, side) in [("actor", &mut group.actor), ("critic", &mut group.critic)] {
+                state.load_net(&format!("{name}.{part}"), &mut side.net)?;
+                state.load_net(&format!("{name}.target_{part}"), &mut side.target)?;
+                state.load_adam(&format!("{name}.{part}"), &mut side.adam)?;
+            }
+            state.load_norm(&format!("{name}.observation"), &mut group.input.norm)?;
+            if let Some(smoothing) = &mut group.smoothing {
+                smoothing.load(&format!("{name}.regularizer."), state)?;
+            }
+        }
+        state.load_return_scale("return_scale", &mut self.return_scale)?;
+        self.replay.load("replay.", state)?;
+        self.rng = state.rng("minibatches.rng")?;
+        self.lipschitz = state.bounds("lipschitz_bounds")?;
+        self.updates = state.counter("updates")?;
+        self.steps = state.counter("steps")?;
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! How often learners of values act at random.
+
+use serde::{Deserialize, Serialize};
+
+use crate::AgentError;
+
+/// Probability of a random action over the run, falling in a straight line.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExplorationConfig {
+    /// Probability of a random action at the beginning, 0 to 1.
+    pub initial: f64,
+    /// The same from `fraction` on, 0 to 1.
+    #[serde(rename = "final")]
+    pub last: f64,
+    /// Share of the run after which the final probability is reached, 0 to 1.
+    pub fraction: f64,
+}
+
+impl Default for ExplorationConfig {
+    /// Those of PyMARL and EPyMARL, whose 50,000 steps are a fortieth of their runs of 2 million.
+    fn default() -> Self {
+        Self { initial: 1.0, last: 0.05, fraction: 0.025 }
+    }
+}
+
+impl ExplorationConfig {
+    /// Checks the ranges given with the fields.
+    ///
+    /// # Errors
+    /// [`AgentError::Config`] for the first field out of its range.
+    pub fn validate(&self) -> Result<(), AgentError> {
+        for (field, value) in
+            [("exploration.initial", self.initial), ("exploration.final", self.last), ("exploration.fraction", self.fraction)]
+        {
+            if !(0.0..=1.0).contains(&value) {
+                let (field, expected) = (field.to_string(), "between 0 and 1".to_string());
+                return Err(AgentError::Config { field, expected, got: value.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Probability of a random action at a point of the run, `progress` from 0 to 1.
+    pub fn probability(&self, progress: f64) -> f64 {
+        let done = if self.fraction > 0.0 { (progress / self.fraction).min(1.0) } else { 1.0 };
+        self.initial + (self.last - self.initial) * done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probability_falls_to_its_last_value_and_stays() {
+        let config = ExplorationConfig { initial: 1.0, last: 0.1, fraction: 0.5 };
+        assert_eq!(config.probability(0.0), 1.0);
+        assert!((config.probability(0.25) - 0.55).abs() < 1e-12);
+        assert!((config.probability(0.5) - 0.1).abs() < 1e-12);
+        assert!((config.probability(1.0) - 0.1).abs() < 1e-12);
+        assert!((ExplorationConfig { fraction: 0.0, ..config }.probability(0.0) - 0.1).abs() < 1e-12);
+    }
+}

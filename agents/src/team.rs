@@ -1,0 +1,155 @@
+//! Which agents share networks and rewards, and what their networks see.
+
+use serde::{Deserialize, Serialize};
+use steadfast_envs::EnvSpec;
+
+use crate::AgentError;
+use crate::nn::RunningNorm;
+use crate::regularizers::lipschitz::Scale;
+
+/// Which agents use the same networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharing {
+    /// One policy and one critic for all agents, who must have equal spaces.
+    All,
+    /// One policy and one critic per group of agents.
+    Group,
+    /// Each agent has its own.
+    None,
+}
+
+/// Which reward an agent of a team learns from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardSharing {
+    /// Its own.
+    Individual,
+    /// The mean over the agents of its group in the environment, such as all adversaries.
+    TeamMean,
+}
+
+/// Normalised observations are clamped to this many deviations.
+pub(crate) const OBSERVATION_CLIP: f32 = 10.0;
+
+/// Names and members of the groups of agents that share networks.
+///
+/// # Errors
+/// [`AgentError::Config`] if all agents are to share and have different spaces.
+pub(crate) fn groups_of(sharing: Sharing, spec: &EnvSpec) -> Result<Vec<(String, Vec<usize>)>, AgentError> {
+    let first = &spec.agents[0];
+    match sharing {
+        Sharing::None => Ok(spec.agents.iter().enumerate().map(|(i, a)| (a.name.clone(), vec![i])).collect()),
+        Sharing::All => match spec.agents.iter().find(|a| a.observation != first.observation || a.action != first.action) {
+            None => Ok(vec![("all".to_string(), (0..spec.n_agents()).collect())]),
+            Some(other) => Err(AgentError::Config {
+                field: "sharing".into(),
+                expected: format!("\"group\" or \"none\": `{}` and `{}` have different spaces", first.name, other.name),
+                got: "\"all\"".to_string(),
+            }),
+        },
+        Sharing::Group => Ok(teams_of(spec)),
+    }
+}
+
+/// Names and members of the environment's own groups.
+pub(crate) fn teams_of(spec: &EnvSpec) -> Vec<(String, Vec<usize>)> {
+    let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
+    for (i, agent) in spec.agents.iter().enumerate() {
+        match groups.iter_mut().find(|(name, _)| *name == agent.group) {
+            Some((_, members)) => members.push(i),
+            None => groups.push((agent.group.clone(), vec![i])),
+        }
+    }
+    groups
+}
+
+/// Gives every agent of a team the mean of its rewards; `rewards` are `[row, agent]`.
+pub(crate) fn share_rewards<'a>(teams: impl Iterator<Item = &'a [usize]> + Clone, n_agents: usize, rewards: &mut [f32]) {
+    for rewards in rewards.chunks_exact_mut(n_agents) {
+        for team in teams.clone() {
+            let mean = team.iter().map(|&agent| rewards[agent]).sum::<f32>() / team.len() as f32;
+            team.iter().for_each(|&agent| rewards[agent] = mean);
+        }
+    }
+}
+
+/// How the observations of agents who share a network become its inputs.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedInput {
+    /// Their places in the environment's arrays.
+    pub(crate) agents: Vec<usize>,
+    /// Values of an observation.
+    pub(crate) observation: usize,
+    /// Length of the one-hot agent index behind it; 0 if there is none.
+    pub(crate) index: usize,
+    /// Statistics of the observations.
+    pub(crate) norm: RunningNorm,
+    /// Whether inputs are normalised by them.
+    pub(crate) normalizes: bool,
+}
+
+impl SharedInput {
+    pub(crate) fn new(spec: &EnvSpec, agents: Vec<usize>, with_index: bool, normalizes: bool) -> Self {
+        let observation = spec.agents[agents[0]].observation.width();
+        let index = if with_index && agents.len() > 1 { agents.len() } else { 0 };
+        Self { agents, observation, index, norm: RunningNorm::new(observation), normalizes }
+    }
+
+    /// Features of a network input.
+    pub(crate) fn width(&self) -> usize {
+        self.observation + self.index
+    }
+
+    /// Agents that share.
+    pub(crate) fn members(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// Largest size of an observed feature among the inputs, if they are clamped.
+    pub(crate) fn limit(&self) -> Option<f32> {
+        self.normalizes.then_some(OBSERVATION_CLIP)
+    }
+
+    /// Network inputs `[row, member, input]` of observations `[row, all agents, width]`, into `out`.
+    pub(crate) fn gather(&self, observations: &[f32], n_agents: usize, width: usize, out: &mut Vec<f32>) {
+        out.clear();
+        for row in observations.chunks_exact(n_agents * width) {
+            for (member, &agent) in self.agents.iter().enumerate() {
+                let observation = &row[agent * width..agent * width + self.observation];
+                let start = out.len();
+                out.extend_from_slice(observation);
+                if self.normalizes {
+                    self.norm.normalize(observation, &mut out[start..], OBSERVATION_CLIP);
+                }
+                if self.index > 0 {
+                    out.extend((0..self.index).map(|i| if i == member { 1.0 } else { 0.0 }));
+                }
+            }
+        }
+    }
+
+    /// Takes observations `[row, all agents, width]` into the statistics; `room` is overwritten.
+    pub(crate) fn observe(&mut self, observations: &[f32], n_agents: usize, width: usize, room: &mut Vec<f32>) {
+        room.clear();
+        for row in observations.chunks_exact(n_agents * width) {
+            for &agent in &self.agents {
+                room.extend_from_slice(&row[agent * width..agent * width + self.observation]);
+            }
+        }
+        self.norm.update(room);
+    }
+
+    /// Size of one unit of perturbation in each observed feature, in network input units.
+    pub(crate) fn units(&self, scale: Scale, out: &mut Vec<f32>) {
+        out.clear();
+        // The divisor of normalisation is 1 for a feature that never varied; its own deviation is 0.
+        out.extend(self.norm.std().iter().zip(self.norm.var()).map(|(divisor, variance)| {
+            let unit = match scale {
+                Scale::Absolute => 1.0,
+                Scale::RunningStd => variance.sqrt() as f32,
+            };
+            if self.normalizes { unit / divisor } else { unit }
+        }));
+    }
+}
