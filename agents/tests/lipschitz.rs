@@ -4,8 +4,10 @@ use steadfast_agents::RegularizerConfig;
 use steadfast_agents::head::{Distance, PolicyHead};
 use steadfast_agents::nn::{Activation, Mlp, Trace, Workspace};
 use steadfast_agents::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
-use steadfast_agents::regularizers::lipschitz::{Direction, GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Norm};
-use steadfast_agents::regularizers::{Observed, Penalty, PenaltyGradients};
+use steadfast_agents::regularizers::lipschitz::{
+    Direction, GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, LipschitzRegularizer, Norm, Scope,
+};
+use steadfast_agents::regularizers::{Observed, Penalty, PenaltyGradients, Regularizer};
 use steadfast_envs::{Rng, SeedTree};
 
 /// Gradients and value of a penalty on a batch.
@@ -21,7 +23,7 @@ fn evaluate(config: &RegularizerConfig, net: &Mlp, head: &PolicyHead, inputs: &[
     let mut trace = Trace::default();
     net.forward_train(inputs, rows, &mut trace);
     let outputs = trace.output().to_vec();
-    let observed = Observed { rows, inputs, unit, limit: None, outputs: &outputs, head };
+    let observed = Observed { rows, members: 1, inputs, unit, limit: None, outputs: &outputs, head };
     let mut d_outputs = vec![0.0; outputs.len()];
     let mut weights = vec![0.0; net.n_parameters()];
     let mut log_std = vec![0.0; head.log_std().len()];
@@ -322,7 +324,7 @@ fn target_clean_leaves_the_clean_output_alone() {
     net.forward_train(&inputs, rows, &mut trace);
     for (gradient, touched) in [(Gradient::Detached, true), (Gradient::TargetClean, false)] {
         let config = RegularizerConfig::Lipschitz(LipschitzConfig { gradient, radius: 0.3, ..Default::default() });
-        let observed = Observed { rows, inputs: &inputs, unit: &[1.0; 6], limit: None, outputs: trace.output(), head: &head };
+        let observed = Observed { rows, members: 1, inputs: &inputs, unit: &[1.0; 6], limit: None, outputs: trace.output(), head: &head };
         let (mut outputs, mut weights) = (vec![0.0; rows * 4], vec![0.0; net.n_parameters()]);
         let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
         config.build(Rng::from_seed(1)).penalty(&net, &observed, 1.0, &mut gradients).unwrap();
@@ -350,7 +352,7 @@ fn attacks_stay_where_the_network_clamps() {
     let mut trace = Trace::default();
     net.forward_train(&[0.0, 0.0], 1, &mut trace);
     let value = |limit: Option<f32>| {
-        let observed = Observed { rows: 1, inputs: &[0.0, 0.0], unit: &[1.0; 2], limit, outputs: trace.output(), head: &head };
+        let observed = Observed { rows: 1, members: 1, inputs: &[0.0, 0.0], unit: &[1.0; 2], limit, outputs: trace.output(), head: &head };
         let (mut outputs, mut weights, mut log_std) = ([0.0], vec![0.0; net.n_parameters()], [0.0]);
         let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut log_std };
         let mut regularizer = adversarial(0.5, 1, Norm::Linf, Distance::L2).build(Rng::from_seed(1));
@@ -367,7 +369,7 @@ fn the_bound_reaches_the_constant_of_a_linear_map() {
     let inputs = random_inputs(60);
     let mut trace = Trace::default();
     net.forward_train(&inputs, 20, &mut trace);
-    let observed = Observed { rows: 20, inputs: &inputs, unit: &[1.0; 3], limit: None, outputs: trace.output(), head: &head };
+    let observed = Observed { rows: 20, members: 1, inputs: &inputs, unit: &[1.0; 3], limit: None, outputs: trace.output(), head: &head };
     let constant = top_eigenvalue(&sandwich([[1.0, 0.0], [0.0, 1.0]])).sqrt();
     let bound = adversarial(0.3, 1, Norm::Linf, Distance::Kl).build(Rng::from_seed(1)).lipschitz_lower_bound(&net, &observed);
     assert!(bound <= constant * (1.0 + 1e-4) && bound > 0.999 * constant, "{bound} {constant}");
@@ -395,7 +397,7 @@ fn an_attacker_stays_in_the_ball_and_restarts_do_not_hurt_him() {
     let unit = [1.0, 0.5, 2.0, 1.0, 1.0];
     let mut trace = Trace::default();
     net.forward_train(&inputs, rows, &mut trace);
-    let observed = Observed { rows, inputs: &inputs, unit: &unit, limit: None, outputs: trace.output(), head: &head };
+    let observed = Observed { rows, members: 1, inputs: &inputs, unit: &unit, limit: None, outputs: trace.output(), head: &head };
     let distance = |moved: &[f32]| {
         let (mut out, mut value) = (vec![0.0; rows * 4], vec![0.0; rows]);
         net.forward(moved, rows, &mut out, &mut Workspace::default());
@@ -437,4 +439,67 @@ fn warm_up_grows_linearly() {
     let config = RegularizerConfig::Lipschitz(LipschitzConfig { weight: 2.0, warmup_fraction: 0.5, ..Default::default() });
     let regularizer = config.build(Rng::from_seed(1));
     assert_eq!([0.0, 0.125, 0.25, 0.5, 1.0].map(|p| regularizer.weight(p)), [0.0, 0.5, 1.0, 2.0, 2.0]);
+}
+
+/// Perturbations that scopes allow, in network inputs: 4 moments of 3 agents with 6 features.
+fn perturbed(scope: Scope, scope_agents: usize, norm: Norm, steps: usize) -> Vec<Vec<f32>> {
+    let (net, head, inputs) = (random_net(1.5), PolicyHead::Categorical { n: 4 }, random_inputs(6 * 12));
+    let rows = 12;
+    let mut trace = Trace::default();
+    net.forward_train(&inputs, rows, &mut trace);
+    let observed = Observed { rows, members: 3, inputs: &inputs, unit: &[1.0; 6], limit: None, outputs: trace.output(), head: &head };
+    let config = LipschitzConfig { radius: 0.3, scope, scope_agents, norm, steps, ..Default::default() };
+    let mut regularizer = LipschitzRegularizer::adversarial(&config, Rng::from_seed(4));
+    let (mut outputs, mut weights) = (vec![0.0; rows * 4], vec![0.0; net.n_parameters()]);
+    let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
+    let penalty = regularizer.penalty(&net, &observed, 1.0, &mut gradients).unwrap();
+    assert!(penalty.value > 0.0 && (0.05..1.0 + 1e-5).contains(&penalty.relative_norm), "{penalty:?}");
+    let moved = regularizer.perturbed().chunks_exact(6).zip(inputs.chunks_exact(6));
+    moved.map(|(a, b)| a.iter().zip(b).map(|(a, b)| a - b).collect()).collect()
+}
+
+#[test]
+fn every_scope_keeps_its_budget() {
+    let length = |u: &[f32]| u.iter().map(|v| v * v).sum::<f32>().sqrt();
+    for steps in [1, 4] {
+        let independent = perturbed(Scope::Independent, 1, Norm::L2, steps);
+        assert!(independent.iter().all(|u| (length(u) - 0.3).abs() < 1e-3));
+        for moment in perturbed(Scope::Joint, 1, Norm::L2, steps).chunks(3) {
+            let whole = length(&moment.concat());
+            assert!((whole - 0.3).abs() < 1e-3, "{whole}");
+        }
+        for moment in perturbed(Scope::Shared, 1, Norm::Linf, steps).chunks(3) {
+            assert!(moment.iter().all(|u| u.iter().zip(&moment[0]).all(|(a, b)| (a - b).abs() < 1e-6)));
+            assert!(moment[0].iter().any(|v| *v != 0.0) && moment[0].iter().all(|v| v.abs() < 0.3 + 1e-5));
+        }
+        for k in [1, 2] {
+            for (moment, free) in perturbed(Scope::KOfN, k, Norm::L2, steps).chunks(3).zip(independent.chunks(3)) {
+                let moved: Vec<usize> = (0..3).filter(|&i| length(&moment[i]) > 0.0).collect();
+                assert_eq!(moved.len(), k);
+                // Those that are moved are moved as if each were alone.
+                assert!(moved.iter().all(|&i| moment[i].iter().zip(&free[i]).all(|(a, b)| (a - b).abs() < 1e-4)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wider_scope_finds_no_smaller_change() {
+    let (net, head, inputs) = (random_net(1.5), PolicyHead::Categorical { n: 4 }, random_inputs(6 * 30));
+    let mut trace = Trace::default();
+    net.forward_train(&inputs, 30, &mut trace);
+    let observed = Observed { rows: 30, members: 3, inputs: &inputs, unit: &[1.0; 6], limit: None, outputs: trace.output(), head: &head };
+    let value = |scope, scope_agents| {
+        let config = LipschitzConfig { radius: 0.3, steps: 20, scope, scope_agents, ..Default::default() };
+        let (mut outputs, mut weights) = (vec![0.0; 120], vec![0.0; net.n_parameters()]);
+        let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
+        let regularizer = RegularizerConfig::Lipschitz(config);
+        regularizer.build(Rng::from_seed(4)).penalty(&net, &observed, 1.0, &mut gradients).unwrap().value
+    };
+    let independent = value(Scope::Independent, 1);
+    assert!(value(Scope::Joint, 1) < independent && value(Scope::Shared, 1) < independent);
+    assert!(value(Scope::KOfN, 1) < value(Scope::KOfN, 2) && value(Scope::KOfN, 2) < independent);
+    // One agent with the whole budget is one of the joint adversary's choices.
+    assert!(value(Scope::KOfN, 1) <= 1.02 * value(Scope::Joint, 1));
+    assert!((value(Scope::KOfN, 3) / independent - 1.0).abs() < 1e-6);
 }

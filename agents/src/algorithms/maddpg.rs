@@ -559,6 +559,7 @@ impl Maddpg {
                     trace: &mut actor.trace,
                     head: &group.head,
                     inputs: &group.inputs,
+                    members,
                     limit: group.input.limit(),
                     d_output: &mut actor.d_output,
                     gradient: &mut actor.gradient,
@@ -950,6 +951,7 @@ impl Policy for Maddpg {
             if let Some(attack) = &mut group.attack {
                 let observed = Observed {
                     rows,
+                    members,
                     inputs: &group.act_inputs,
                     unit: &group.attack_unit,
                     limit: group.input.limit(),

@@ -237,6 +237,8 @@ struct CriticSide {
 #[derive(Default)]
 struct Minibatch {
     rows: usize,
+    /// Rows of one moment that stand together; 1 if samples are mixed.
+    members: usize,
     inputs: Vec<f32>,
     /// Empty if the critic sees what the policy sees.
     critic_inputs: Vec<f32>,
@@ -477,6 +479,7 @@ impl Policy for Ppo {
             if let Some(attack) = &mut group.attack {
                 let observed = Observed {
                     rows,
+                    members,
                     inputs: &inputs,
                     unit: &group.attack_unit,
                     limit: group.input.limit(),
@@ -751,15 +754,20 @@ impl Ppo {
         let critic_rate = (config.critic_learning_rate.unwrap_or(config.learning_rate) * remaining) as f32;
         let group = &mut self.groups[g];
         let samples = group.rollout.advantages.len();
+        // What is shuffled: samples, or moments with all agents of the group.
+        let keeps_moments = group.policy.smoothing.as_ref().is_some_and(|s| s.regularizer().needs_moments());
+        let members = if keeps_moments { group.input.members() } else { 1 };
+        group.minibatch.members = members;
         group.rollout.order.clear();
-        group.rollout.order.extend(0..samples as u32);
+        group.rollout.order.extend(0..(samples / members) as u32);
+        let per_minibatch = (config.minibatch_size / members).max(1);
         let weight = group.policy.smoothing.as_ref().map_or(0.0, |s| s.regularizer().weight(progress));
         let mut is_first = true;
         'epochs: for _ in 0..config.epochs {
             self.rng.shuffle(&mut group.rollout.order);
             sums.epochs += 1.0;
-            for start in (0..samples).step_by(config.minibatch_size) {
-                let end = (start + config.minibatch_size).min(samples);
+            for start in (0..samples / members).step_by(per_minibatch) {
+                let end = (start + per_minibatch).min(samples / members);
                 group.gather_minibatch(start..end, &self.states, self.state_norm.features(), config.critic);
                 if config.advantage_normalization == AdvantageNormalization::Minibatch {
                     standardize(&mut group.minibatch.advantages);
@@ -879,7 +887,7 @@ impl Group {
         let mut minibatch = std::mem::take(&mut self.minibatch);
         let rollout = &self.rollout;
         let (input, width) = (self.input.width(), self.policy.head.width());
-        minibatch.rows = range.len();
+        minibatch.rows = range.len() * minibatch.members;
         for list in [
             &mut minibatch.inputs,
             &mut minibatch.critic_inputs,
@@ -892,8 +900,8 @@ impl Group {
             list.clear();
         }
         minibatch.indices.clear();
-        for &sample in &rollout.order[range] {
-            let sample = sample as usize;
+        let members = minibatch.members;
+        for sample in rollout.order[range].iter().flat_map(|&first| first as usize * members..(first as usize + 1) * members) {
             minibatch.inputs.extend_from_slice(&rollout.inputs[sample * input..(sample + 1) * input]);
             if rollout.vectors.is_empty() {
                 minibatch.indices.push(rollout.indices[sample]);
@@ -962,6 +970,7 @@ impl PolicySide {
                     trace: &mut self.trace,
                     head: &self.head,
                     inputs: &minibatch.inputs,
+                    members: minibatch.members,
                     limit: config.normalize_observations.then_some(OBSERVATION_CLIP),
                     d_output: &mut self.d_output,
                     gradient: &mut self.gradient,

@@ -449,6 +449,7 @@ impl QLearning {
                         trace: &mut group.trace,
                         head: &group.head,
                         inputs: &group.inputs,
+                        members,
                         limit: group.input.limit(),
                         d_output: &mut group.d_output,
                         gradient: &mut group.gradient,
@@ -808,6 +809,7 @@ impl Policy for QLearning {
             if let Some(attack) = &mut group.attack {
                 let observed = Observed {
                     rows,
+                    members,
                     inputs: &group.act_inputs,
                     unit: &group.attack_unit,
                     limit: group.input.limit(),

@@ -54,7 +54,9 @@ impl Mixer {
     /// # Errors
     /// [`AgentError::Config`] if a width is 0.
     pub fn new(n_agents: usize, state: usize, width: usize, hypernetwork: usize, rng: &mut Rng) -> Result<Self, AgentError> {
-        let mut net = |hidden: &[usize], output: usize| Mlp::new(state, hidden, output, Activation::Relu, 2f32.sqrt(), 1.0, rng);
+        // Small weights: at first a unit of an agent's value is about one of the team's. With the usual gains it is ten, and the
+        // team's value then depends on what the mixing does, not on what the agents learn.
+        let mut net = |hidden: &[usize], output: usize| Mlp::new(state, hidden, output, Activation::Relu, 1.0, 0.4, rng);
         let nets = [net(&[hypernetwork], n_agents * width)?, net(&[], width)?, net(&[hypernetwork], width)?, net(&[width], 1)?];
         Ok(Self { nets, n_agents, width })
     }

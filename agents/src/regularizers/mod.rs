@@ -4,6 +4,7 @@ pub mod action;
 pub mod attack;
 mod ball;
 pub mod lipschitz;
+mod scope;
 pub(crate) mod smoothing;
 pub mod spectral;
 mod stackelberg;
@@ -88,6 +89,8 @@ impl RegularizerConfig {
 pub struct Observed<'a> {
     /// Samples.
     pub rows: usize,
+    /// Samples of one moment, which stand together: the agents who share the network. 1 where samples are mixed.
+    pub members: usize,
     /// `[rows, input]`: network inputs.
     pub inputs: &'a [f32],
     /// Size of one unit of perturbation in each of the first features of the inputs, in input units. Features behind
@@ -151,6 +154,11 @@ pub trait Regularizer: Send {
         weight: f64,
         gradients: &mut PenaltyGradients<'_>,
     ) -> Result<Penalty, AgentError>;
+
+    /// Whether samples of one moment must stand together, all agents of [`Observed::members`].
+    fn needs_moments(&self) -> bool {
+        false
+    }
 
     /// Changes the network after a step of the optimiser.
     fn constrain(&mut self, net: &mut Mlp) {

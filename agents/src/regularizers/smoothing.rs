@@ -44,6 +44,8 @@ pub(crate) struct Backward<'a> {
     pub(crate) head: &'a PolicyHead,
     /// `[rows, input]`.
     pub(crate) inputs: &'a [f32],
+    /// Rows of one moment, as in [`Observed::members`].
+    pub(crate) members: usize,
     /// Largest size of an input, if inputs are clamped.
     pub(crate) limit: Option<f32>,
     /// `[rows, output]`: derivative of the algorithm's loss; the penalty's part is added.
@@ -103,14 +105,14 @@ impl Smoothing {
         measures: bool,
         sums: &mut SmoothingSums,
     ) -> Result<f64, AgentError> {
-        let Backward { net, trace, head, inputs, limit, d_output, gradient, log_std_gradient } = pass;
+        let Backward { net, trace, head, inputs, members, limit, d_output, gradient, log_std_gradient } = pass;
         if measures {
             self.plain_gradient.clear();
             self.plain_gradient.extend_from_slice(gradient);
             net.backward(trace, d_output, Some(&mut self.plain_gradient), None);
         }
         let rows = trace.rows();
-        let observed = Observed { rows, inputs, unit: &self.unit, limit, outputs: trace.output(), head };
+        let observed = Observed { rows, members, inputs, unit: &self.unit, limit, outputs: trace.output(), head };
         let mut gradients = PenaltyGradients { outputs: &mut *d_output, weights: &mut *gradient, log_std: log_std_gradient };
         let penalty = self.regularizer.penalty(net, &observed, weight, &mut gradients)?;
         net.backward(trace, d_output, Some(gradient), None);
@@ -165,7 +167,7 @@ impl Smoothing {
         }
         let rows = self.probe_inputs.len() / width;
         net.forward_train(&self.probe_inputs, rows, trace);
-        let observed = Observed { rows, inputs: &self.probe_inputs, unit: &self.unit, limit, outputs: trace.output(), head };
+        let observed = Observed { rows, members: 1, inputs: &self.probe_inputs, unit: &self.unit, limit, outputs: trace.output(), head };
         let lower = self.regularizer.lipschitz_lower_bound(net, &observed);
         Some([lower, self.upper_bound.of(net, &self.unit)])
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Norm};
+use super::{Direction, Norm, Scope};
 use crate::AgentError;
 use crate::head::Distance;
 
@@ -43,6 +43,10 @@ pub struct LipschitzConfig {
     pub norm: Norm,
     /// Units of the perturbation: `absolute` or `running_std`.
     pub scale: Scale,
+    /// Whose observations are moved together: `independent`, `joint`, `k_of_n` or `shared`.
+    pub scope: Scope,
+    /// Agents that are moved at once with `scope = "k_of_n"`, at least 1.
+    pub scope_agents: usize,
     /// Ascent steps K, 0 to 1000.
     pub steps: usize,
     /// What a step makes of the slope: `raw`, `normalized` or `sign`; if absent `normalized` in the `l2` ball and `sign`
@@ -75,6 +79,8 @@ impl Default for LipschitzConfig {
             radius: 0.1,
             norm: Norm::L2,
             scale: Scale::RunningStd,
+            scope: Scope::Independent,
+            scope_agents: 1,
             steps: 1,
             direction: None,
             step_size: None,
@@ -111,6 +117,13 @@ impl LipschitzConfig {
         }
         if !(self.interaction_weight.is_finite() && self.interaction_weight >= 0.0) {
             return Err(out_of_range("interaction_weight", "a finite number of at least 0", self.interaction_weight.to_string()));
+        }
+        if self.scope_agents == 0 {
+            return Err(out_of_range("scope_agents", "at least 1", "0".to_string()));
+        }
+        if self.gradient == Gradient::Stackelberg && self.scope != Scope::Independent {
+            let expected = "`independent` with gradient = \"stackelberg\": only its adversaries are differentiated";
+            return Err(out_of_range("scope", expected, "another".to_string()));
         }
         if self.gradient == Gradient::Stackelberg && self.direction() == Direction::Sign {
             return Err(out_of_range(

@@ -31,6 +31,7 @@
 use steadfast_envs::{Rng, SnapshotReader, SnapshotWriter};
 
 use super::ball::{ascend, length, project};
+use super::scope::{add_up, copy_first, strongest};
 use super::stackelberg::{self, Ascent, Distances, Room, Step};
 use super::{Interaction, Observed, Penalty, PenaltyGradients, Regularizer};
 use crate::head::Distance;
@@ -40,6 +41,7 @@ use crate::{AgentError, StateDict};
 mod config;
 
 pub use super::ball::{Direction, Norm};
+pub use super::scope::Scope;
 pub(super) use config::out_of_range;
 pub use config::{GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Scale};
 
@@ -59,6 +61,8 @@ pub struct LipschitzRegularizer {
     radius: f32,
     norm: Norm,
     scale: Scale,
+    scope: Scope,
+    scope_agents: usize,
     search: Search,
     /// The head's natural one if absent.
     distance: Option<Distance>,
@@ -81,6 +85,7 @@ pub struct LipschitzRegularizer {
     d_input: Vec<f32>,
     value: Vec<f32>,
     slope: Vec<f32>,
+    is_moved: Vec<bool>,
     trace: Trace,
     /// The steps of the ascent, kept for the leader–follower term.
     path: Vec<Step<f32>>,
@@ -118,6 +123,8 @@ impl LipschitzRegularizer {
             radius,
             norm: config.norm,
             scale: config.scale,
+            scope: config.scope,
+            scope_agents: config.scope_agents,
             search,
             distance: config.distance,
             gradient: config.gradient,
@@ -134,6 +141,7 @@ impl LipschitzRegularizer {
             d_input: Vec::new(),
             value: Vec::new(),
             slope: Vec::new(),
+            is_moved: Vec::new(),
             trace: Trace::default(),
             path: Vec::new(),
             leader: LeaderTerm::default(),
@@ -199,9 +207,14 @@ impl LipschitzRegularizer {
             } else {
                 u.iter_mut().for_each(|v| *v = std * self.rng.normal_f32());
             }
-            if self.is_bounded {
-                project(u, self.norm, self.radius);
-            }
+        }
+        let members = observed.members;
+        let ball = features * self.scope.rows_of_ball(members);
+        if self.scope == Scope::Shared {
+            copy_first(&mut self.offset, features, members);
+        }
+        if self.is_bounded {
+            self.offset.chunks_exact_mut(ball).for_each(|u| project(u, self.norm, self.radius));
         }
         place(observed, width, &self.offset, &mut self.perturbed);
         net.forward_train(&self.perturbed, rows, &mut self.trace);
@@ -223,19 +236,40 @@ impl LipschitzRegularizer {
             );
             net.backward(&mut self.trace, &self.d_output, None, Some(&mut self.d_input));
             slopes(observed, width, &self.perturbed, &self.d_input, &mut self.slope);
+            if self.scope == Scope::Shared {
+                add_up(&mut self.slope, features, members);
+            }
             if records {
                 copy_into(&self.offset, &mut self.path[step].offset);
             }
-            for (u, g) in self.offset.chunks_exact_mut(features).zip(self.slope.chunks_exact(features)) {
+            for (u, g) in self.offset.chunks_exact_mut(ball).zip(self.slope.chunks_exact(ball)) {
                 ascend(u, g, direction, step_size);
             }
             if records {
                 copy_into(&self.offset, &mut self.path[step].target);
                 copy_into(&self.slope, &mut self.path[step].slope);
             }
-            self.offset.chunks_exact_mut(features).for_each(|u| project(u, self.norm, self.radius));
+            self.offset.chunks_exact_mut(ball).for_each(|u| project(u, self.norm, self.radius));
+            if self.scope == Scope::KOfN && step > 0 {
+                self.still_unmoved(features);
+            }
             place(observed, width, &self.offset, &mut self.perturbed);
             net.forward_train(&self.perturbed, rows, &mut self.trace);
+            if self.scope == Scope::KOfN && step == 0 && self.scope_agents < members {
+                let value = &mut self.value;
+                observed.head.divergence(distance, self.trace.output(), observed.outputs, rows, 1.0, value, None, None, None);
+                strongest(&self.value, members, self.scope_agents, &mut self.is_moved);
+                self.still_unmoved(features);
+                place(observed, width, &self.offset, &mut self.perturbed);
+                net.forward_train(&self.perturbed, rows, &mut self.trace);
+            }
+        }
+    }
+
+    /// Takes the perturbations of all rows back that are not to be moved.
+    fn still_unmoved(&mut self, features: usize) {
+        for (u, _) in self.offset.chunks_exact_mut(features).zip(&self.is_moved).filter(|(_, is_moved)| !**is_moved) {
+            u.fill(0.0);
         }
     }
 
@@ -265,6 +299,11 @@ impl LipschitzRegularizer {
         (leader.derivative, leader.room) = (derivative, room);
     }
 
+    /// Network inputs `[rows, input]` of the last penalty, perturbed.
+    pub fn perturbed(&self) -> &[f32] {
+        &self.perturbed
+    }
+
     /// One attack from a fresh start: the distance `[rows]` it reached, and the perturbed inputs `[rows, input]`.
     pub(super) fn ascend_once(&mut self, net: &Mlp, observed: &Observed<'_>) -> (&[f32], &[f32]) {
         let distance = self.distance_of(observed);
@@ -278,13 +317,14 @@ impl LipschitzRegularizer {
         self.distance.unwrap_or_else(|| observed.head.natural_distance())
     }
 
-    /// Mean length of the perturbations over the radius.
-    fn relative_norm(&self, rows: usize, features: usize) -> f64 {
+    /// Mean length of the perturbations, of those that share a ball together, over the radius.
+    fn relative_norm(&self, rows: usize, ball: usize) -> f64 {
         if self.radius == 0.0 || rows == 0 || !self.is_bounded {
             return 0.0;
         }
-        let total: f64 = self.offset[..rows * features].chunks_exact(features).map(|u| f64::from(length(u, self.norm))).sum();
-        total / rows as f64 / f64::from(self.radius)
+        let balls = self.offset.chunks_exact(ball);
+        let n = balls.len() as f64;
+        balls.map(|u| f64::from(length(u, self.norm))).sum::<f64>() / n / f64::from(self.radius)
     }
 }
 
@@ -339,7 +379,11 @@ impl Regularizer for LipschitzRegularizer {
         }
         let total: f64 = self.value[..rows].iter().map(|v| f64::from(*v)).sum();
         let value = f64::from(self.per_square) * total / rows as f64;
-        Ok(Penalty { value, relative_norm: self.relative_norm(rows, observed.unit.len()) })
+        Ok(Penalty { value, relative_norm: self.relative_norm(rows, observed.unit.len() * self.scope.rows_of_ball(observed.members)) })
+    }
+
+    fn needs_moments(&self) -> bool {
+        self.scope != Scope::Independent
     }
 
     fn interaction(&self) -> Option<Interaction<'_>> {
@@ -360,10 +404,11 @@ impl Regularizer for LipschitzRegularizer {
         // the generator keeps the draws of training independent of how often the bound is asked for.
         let rng = self.rng.clone();
         let norm = std::mem::replace(&mut self.norm, Norm::L2);
+        let scope = std::mem::replace(&mut self.scope, Scope::Independent);
         let (direction, step_size, initial_std) = (Direction::Normalized, 0.4 * self.radius, 0.1 * self.radius);
         let search = Search::Ascent { steps: 10, direction, step_size, initial_std };
         self.attack(net, observed, search, Distance::L2, false);
-        (self.norm, self.rng) = (norm, rng);
+        (self.norm, self.scope, self.rng) = (norm, scope, rng);
         let (outputs, width, features) = (net.output(), net.input(), observed.unit.len());
         let moved = self.perturbed.chunks_exact(width).zip(observed.inputs.chunks_exact(width));
         let changed = self.trace.output().chunks_exact(outputs).zip(observed.outputs.chunks_exact(outputs));
