@@ -31,7 +31,7 @@ impl Run {
         let envs = (0..slots).map(|_| env.build().expect("a valid world")).collect();
         let vector = VectorEnv::new(envs, seeds.child("environment")).expect("equal worlds");
         let learner = Ppo::new(config, regularizer, vector.spec(), slots, seeds.child("learner")).expect("a valid learner");
-        let options = RolloutOptions { with_state: learner.uses_state(), reward_fn: None };
+        let options = RolloutOptions { with_state: learner.uses_state(), ..Default::default() };
         let engine = RolloutEngine::new(vector, seeds.child("policy"), options).expect("a state where it is asked for");
         Self { engine, learner, batch: RolloutBatch::default() }
     }

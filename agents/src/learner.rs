@@ -2,6 +2,7 @@
 
 use steadfast_envs::{Policy, RolloutBatch, SeedTree};
 
+use crate::regularizers::adversary::AdversarialTrainingConfig;
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::{AgentError, StateDict};
 
@@ -72,6 +73,13 @@ pub trait Learner: Send {
     /// From now on the policy is attacked before each action, or no longer. Returns false if it cannot be.
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         let _ = attack;
+        false
+    }
+
+    /// From now on experience is collected against an adversary, if the engine lets the policy disturb observations. Returns false if it
+    /// cannot be.
+    fn train_against(&mut self, adversary: &AdversarialTrainingConfig, seeds: SeedTree) -> bool {
+        let _ = (adversary, seeds);
         false
     }
 

@@ -27,4 +27,5 @@ pub use error::AgentError;
 pub use learner::{Learner, Metrics};
 pub use regularizers::RegularizerConfig;
 pub use regularizers::action::ActionRegularizerConfig;
+pub use regularizers::adversary::AdversarialTrainingConfig;
 pub use state_dict::{Array, StateDict};

@@ -62,7 +62,7 @@ impl Run {
         let envs = (0..SLOTS).map(|_| env.build().expect("a valid world")).collect();
         let vector = VectorEnv::new(envs, seeds.child("environment")).expect("equal worlds");
         let learner = settings.learner(penalties, vector.spec(), seeds.child("learner"))?;
-        let options = RolloutOptions { with_state: learner.uses_state(), reward_fn: None };
+        let options = RolloutOptions { with_state: learner.uses_state(), ..Default::default() };
         let engine = RolloutEngine::new(vector, seeds.child("policy"), options).expect("a state where it is asked for");
         Ok(Self { engine, learner, batch: RolloutBatch::default(), updates: 0 })
     }

@@ -3,11 +3,11 @@
 use steadfast_agents::algorithms::ppo::{AdvantageNormalization, ContinuousPolicy, Critic, Ppo, PpoConfig};
 use steadfast_agents::head::Distance;
 use steadfast_agents::nn::Activation;
-use steadfast_agents::regularizers::lipschitz::{GaussianConfig, Gradient, LipschitzConfig, Norm, Scale};
+use steadfast_agents::regularizers::lipschitz::{GaussianConfig, Gradient, LipschitzConfig, Norm, Scale, Scope};
 use steadfast_agents::returns::RewardScaling;
 use steadfast_agents::schedule::Schedule;
 use steadfast_agents::team::{RewardSharing, Sharing};
-use steadfast_agents::{AgentError, Array, Learner, Metrics, RegularizerConfig, StateDict};
+use steadfast_agents::{AdversarialTrainingConfig, AgentError, Array, Learner, Metrics, RegularizerConfig, StateDict};
 use steadfast_envs::particle::{SimpleSpreadConfig, SimpleTagConfig};
 use steadfast_envs::testing::{BanditConfig, ChainConfig, IdentityConfig};
 use steadfast_envs::{ActMode, EnvConfig, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotWriter, VectorEnv};
@@ -28,9 +28,14 @@ impl Run {
         let envs = (0..SLOTS).map(|_| env.build().expect("a valid world")).collect();
         let vector = VectorEnv::new(envs, seeds.child("environment")).expect("equal worlds");
         let learner = Ppo::new(config, regularizer, vector.spec(), SLOTS, seeds.child("learner")).expect("a valid learner");
-        let options = RolloutOptions { with_state: learner.uses_state(), reward_fn: None };
+        let options = RolloutOptions { with_state: learner.uses_state(), ..Default::default() };
         let engine = RolloutEngine::new(vector, seeds.child("policy"), options).expect("a state where it is asked for");
         Self { engine, learner, batch: RolloutBatch::default(), updates: 0 }
+    }
+
+    fn train_against(&mut self, adversary: &AdversarialTrainingConfig) {
+        assert!(self.learner.train_against(adversary, SeedTree::new(99)));
+        self.engine.set_disturbs(true);
     }
 
     fn update(&mut self, total: usize) -> Metrics {
@@ -359,5 +364,66 @@ fn a_non_finite_reward_stops_the_update() {
     match run.learner.update(&run.batch, 0.5) {
         Err(AgentError::NonFinite { tensor, update, .. }) => assert!(tensor.contains("of `agent`") && update == 2, "{tensor} {update}"),
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_adversary_moves_what_is_observed_in_its_share_of_the_slots() {
+    let env = identity(false, 2);
+    let adversary = AdversarialTrainingConfig { radius: 0.4, share: 0.5, warmup_fraction: 0.5, ..Default::default() };
+    let mut run = Run::new(&env, &quick(), None, 21);
+    run.train_against(&adversary);
+    // The first rollout is collected before the warm-up has begun.
+    for (update, radius) in [(0, 0.0), (1, 0.0), (11, 0.4 * 10.0 / 20.0 / 0.5), (40, 0.4)] {
+        while run.updates <= update {
+            run.update(20);
+        }
+        let row = run.batch.n_agents * run.batch.observation_width;
+        let steps = &run.batch.observations[..run.batch.n_steps * SLOTS * row];
+        for (i, seen) in steps.chunks_exact(row).enumerate() {
+            // One-hot symbols: what is not 0 or 1 was moved.
+            let moved = seen.iter().map(|v| (v - v.round().clamp(0.0, 1.0)).abs()).fold(0.0, f32::max);
+            let most = if i % SLOTS < SLOTS / 2 { radius as f32 } else { 0.0 };
+            assert!(moved <= most + 1e-5, "update {update}, slot {}: {moved}", i % SLOTS);
+            assert!(most == 0.0 || update < 40 || moved > 0.3 * most, "update {update}, slot {}: {moved}", i % SLOTS);
+        }
+    }
+    assert!(run.mean_return(ActMode::Greedy) > 18.0);
+}
+
+#[test]
+fn a_run_against_an_adversary_goes_on_with_the_same_bits() {
+    let adversary = AdversarialTrainingConfig { radius: 0.3, warmup_fraction: 0.5, ..Default::default() };
+    let start = || {
+        let mut run = Run::new(&identity(false, 2), &quick(), None, 22);
+        run.train_against(&adversary);
+        run
+    };
+    let mut whole = start();
+    (0..5).for_each(|_| drop(whole.update(10)));
+    let (state, mut words) = (whole.learner.state(), SnapshotWriter::default());
+    whole.engine.snapshot(&mut words);
+    (0..5).for_each(|_| drop(whole.update(10)));
+    let mut again = start();
+    again.learner.load_state(&state).unwrap();
+    again.engine.restore(&words.into_words()).unwrap();
+    again.updates = 5;
+    (0..5).for_each(|_| drop(again.update(10)));
+    assert_eq!(whole.learner.state(), again.learner.state());
+}
+
+#[test]
+fn scopes_over_agents_keep_moments_together() {
+    for scope in [Scope::Joint, Scope::Shared, Scope::KOfN] {
+        let regularizer = RegularizerConfig::Lipschitz(LipschitzConfig { scope, ..ernie(0.02) });
+        // Minibatches that are no multiple of the three agents.
+        let config = PpoConfig { minibatch_size: 64, agent_index: true, ..quick() };
+        let mut run = Run::new(&identity(false, 3), &config, Some(&regularizer), 23);
+        let last = run.train(30);
+        let relative = last.get("ernie/perturbation_over_radius").unwrap();
+        let expected = if scope == Scope::KOfN { 1.0 / 3.0 } else { 1.0 };
+        assert!((relative - expected).abs() < 0.05, "{scope:?}: {relative}");
+        let mean = run.mean_return(ActMode::Greedy);
+        assert!(mean > 18.0, "{scope:?}: {mean}");
     }
 }

@@ -65,7 +65,7 @@ fn collection_and_update_allocate_nothing_after_warm_up() {
         let vector = VectorEnv::new(worlds, seeds.child("environment")).expect("equal worlds");
         let mut learner =
             Ppo::new(&config, Some(&RegularizerConfig::Lipschitz(penalty)), vector.spec(), 4, seeds).expect("a valid learner");
-        let options = RolloutOptions { with_state: true, reward_fn: None };
+        let options = RolloutOptions { with_state: true, ..Default::default() };
         let mut engine = RolloutEngine::new(vector, seeds.child("policy"), options).expect("a state");
         let mut batch = RolloutBatch::default();
         let mut cycle = || {

@@ -26,8 +26,8 @@ pub use error::{EnvError, Result};
 pub use perturb::{PerturbationConfig, Perturbed};
 pub use reward_fn::{RewardFn, Transition, TransitionBatch};
 pub use rollout::{
-    ActMode, ActionBatch, ActionsMut, EpisodeLog, EpisodeStats, ObservationBatch, Policy, RolloutBatch, RolloutEngine, RolloutOptions,
-    TokenRowsMut, VectorEnv,
+    ActMode, ActionBatch, ActionsMut, EpisodeLog, EpisodeStats, ObservationBatch, ObservationBatchMut, Policy, RolloutBatch, RolloutEngine,
+    RolloutOptions, TokenRowsMut, VectorEnv,
 };
 pub use seed::{Rng, SeedTree};
 pub use snapshot::{SnapshotReader, SnapshotWriter};

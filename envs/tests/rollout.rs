@@ -314,7 +314,7 @@ fn faulty_engine(fault: Fault, first_episode: usize) -> Result<(RolloutEngine, R
     let faulty = Faulty { inner: sound(), fault, first_episode, episode: 0, time: 0 };
     let vector = VectorEnv::new(vec![sound(), Box::new(faulty)], SeedTree::new(0)).expect("a valid world");
     let policy = RandomPolicy { spec: vector.spec().clone() };
-    let options = RolloutOptions { with_state: true, reward_fn: None };
+    let options = RolloutOptions { with_state: true, ..Default::default() };
     Ok((RolloutEngine::new(vector, SeedTree::new(1), options)?, policy))
 }
 

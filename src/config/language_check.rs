@@ -154,7 +154,11 @@ pub fn online(c: &ExperimentConfig) -> Result<bool, Misfit> {
         return Err(Misfit::at(&place, problem.help("`steadfast list envs` shows the worlds; those of text are marked")));
     }
     device(&c.device)?;
-    for (field, is_present) in [("regularizer", c.regularizer.is_some()), ("action_regularizer", c.action_regularizer.is_some())] {
+    for (field, is_present) in [
+        ("regularizer", c.regularizer.is_some()),
+        ("action_regularizer", c.action_regularizer.is_some()),
+        ("adversarial_training", c.adversarial_training.is_some()),
+    ] {
         if is_present {
             return Err(Misfit::new(field, "absent for language models", "one"));
         }

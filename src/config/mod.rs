@@ -19,7 +19,7 @@ pub use experiment::Experiment;
 #[cfg(feature = "llm")]
 pub use language::{LanguageConfig, ModelConfig};
 use serde::{Deserialize, Serialize};
-use steadfast_agents::{ActionRegularizerConfig, AgentConfig, RegularizerConfig};
+use steadfast_agents::{ActionRegularizerConfig, AdversarialTrainingConfig, AgentConfig, RegularizerConfig};
 use steadfast_envs::{ActMode, EnvConfig, PerturbationConfig};
 use steadfast_reward::RewardConfig;
 
@@ -58,6 +58,9 @@ pub struct ExperimentConfig {
     /// A penalty that makes the value of joint actions robust against a few agents that act otherwise; none if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action_regularizer: Option<ActionRegularizerConfig>,
+    /// An adversary who changes what the agents observe while they train; none if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adversarial_training: Option<AdversarialTrainingConfig>,
     /// A reward that is learned from preferences and replaces the world's own in training; the world's own if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<RewardConfig>,
@@ -92,6 +95,7 @@ impl Default for ExperimentConfig {
             reward_model: None,
             regularizer: None,
             action_regularizer: None,
+            adversarial_training: None,
             reward: None,
             eval: EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),

@@ -100,6 +100,9 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
     if let Some(regularizer) = &c.action_regularizer {
         regularizer.validate().map_err(|e| Misfit::from_agent("action_regularizer", &e))?;
     }
+    if let Some(adversary) = &c.adversarial_training {
+        adversary.validate().map_err(|e| Misfit::from_agent("adversarial_training", &e))?;
+    }
     if let Some(reward) = &c.reward {
         let fail = |e: RewardError| Misfit::from_reward("reward", &e);
         reward.validate().map_err(fail)?;

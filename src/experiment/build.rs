@@ -106,6 +106,14 @@ pub fn learner(config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Re
         return Ok(Box::new(learner));
     }
     let _ = ground;
+    let mut learner = control_learner(config, spec, seeds)?;
+    if let Some(adversary) = &config.adversarial_training {
+        learner.train_against(adversary, seeds.child("adversary"));
+    }
+    Ok(learner)
+}
+
+fn control_learner(config: &ExperimentConfig, spec: &EnvSpec, seeds: SeedTree) -> Result<Box<dyn Learner>, AgentError> {
     let regularizer = config.regularizer.as_ref();
     let actions = config.action_regularizer.as_ref();
     match &config.agent {
@@ -130,7 +138,8 @@ pub fn learner(config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Re
 pub fn training_engine(config: &ExperimentConfig, ground: &Ground, learner: &dyn Learner) -> Result<RolloutEngine> {
     let seeds = SeedTree::new(config.seed);
     let worlds = worlds(config, ground, config.slots, learner.group_size(), &config.perturb, seeds.child("environment"));
-    let options = RolloutOptions { with_state: learner.uses_state(), ..Default::default() };
+    let disturbs = config.adversarial_training.is_some();
+    let options = RolloutOptions { with_state: learner.uses_state(), disturbs, ..Default::default() };
     let mut engine = RolloutEngine::new(worlds.map_err(cannot_build)?, seeds.child("policy"), options).map_err(cannot_build)?;
     set_reward_model(config, ground, &mut engine)?;
     Ok(engine)

@@ -25,7 +25,9 @@
 //! the regularisers' own. Before the first gradient step only the steps in memory.
 
 use serde::{Deserialize, Serialize};
-use steadfast_envs::{ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, Policy, Rng, RolloutBatch, SeedTree, Space};
+use steadfast_envs::{
+    ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, ObservationBatchMut, Policy, Rng, RolloutBatch, SeedTree, Space,
+};
 
 use crate::AgentError;
 use crate::head::PolicyHead;
@@ -34,6 +36,7 @@ use crate::nn::squashed_gaussian::ActionBox;
 use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
 use crate::ranges::Ranges;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
+use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
@@ -288,6 +291,7 @@ pub struct Maddpg {
     updates: u64,
     steps: u64,
     lipschitz: Option<[f64; 2]>,
+    adversary: Option<Adversary>,
     metrics: Metrics,
 }
 
@@ -352,6 +356,7 @@ impl Maddpg {
             updates: 0,
             steps: 0,
             lipschitz: None,
+            adversary: None,
             metrics: Metrics::default(),
             config: config.clone(),
         })
@@ -933,6 +938,15 @@ impl Group {
 impl Policy for Maddpg {
     fn reset(&mut self, _slot: usize) {}
 
+    fn disturb(&mut self, observations: &mut ObservationBatchMut<'_>, rngs: &mut [Rng]) -> steadfast_envs::Result<()> {
+        if let Some(adversary) = &mut self.adversary {
+            for group in &self.groups {
+                adversary.disturb(&group.actor.net, &group.head, &group.input, observations, rngs);
+            }
+        }
+        Ok(())
+    }
+
     fn act(
         &mut self,
         observations: &ObservationBatch<'_>,
@@ -1008,6 +1022,9 @@ impl Learner for Maddpg {
     fn update(&mut self, batch: &RolloutBatch, progress: f64) -> Result<&Metrics, AgentError> {
         self.updates += 1;
         self.metrics.clear();
+        if let Some(adversary) = &mut self.adversary {
+            adversary.progress = progress;
+        }
         self.observe(batch);
         self.replay.extend(batch);
         let remaining = self.config.learning_rate_schedule.remaining(progress);
@@ -1048,6 +1065,11 @@ impl Learner for Maddpg {
         Ok(&self.metrics)
     }
 
+    fn train_against(&mut self, adversary: &AdversarialTrainingConfig, seeds: SeedTree) -> bool {
+        self.adversary = Some(Adversary::new(adversary, seeds.rng()));
+        true
+    }
+
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
@@ -1075,6 +1097,9 @@ impl Learner for Maddpg {
         state.put_rng("minibatches.rng", &self.rng);
         let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
         state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
+        if let Some(adversary) = &self.adversary {
+            state.put_f64("adversary.progress", &[1], &[adversary.progress]);
+        }
         state.put_u64("updates", &[self.updates]);
         state.put_u64("steps", &[self.steps]);
         state
@@ -1097,6 +1122,9 @@ impl Learner for Maddpg {
         self.replay.load("replay.", state)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
+        if let Some(adversary) = &mut self.adversary {
+            adversary.progress = state.f64("adversary.progress", 1)?[0];
+        }
         self.updates = state.counter("updates")?;
         self.steps = state.counter("steps")?;
         Ok(())

@@ -28,13 +28,16 @@
 
 use rayon::join;
 use serde::{Deserialize, Serialize};
-use steadfast_envs::{ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, Policy, Rng, RolloutBatch, SeedTree};
+use steadfast_envs::{
+    ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, ObservationBatchMut, Policy, Rng, RolloutBatch, SeedTree,
+};
 
 use crate::AgentError;
 use crate::head::{ActionRows, Evaluation, PolicyHead};
 use crate::learner::{Learner, Metrics};
 use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
 use crate::ranges::Ranges;
+use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
@@ -329,6 +332,7 @@ pub struct Ppo {
     updates: u64,
     /// The last lower and upper bound of the Lipschitz constant, which are not measured in every update.
     lipschitz: Option<[f64; 2]>,
+    adversary: Option<Adversary>,
     metrics: Metrics,
 }
 
@@ -379,6 +383,7 @@ impl Ppo {
             rng: seeds.child("minibatches").rng(),
             updates: 0,
             lipschitz: None,
+            adversary: None,
             metrics: Metrics::default(),
         })
     }
@@ -460,6 +465,15 @@ impl Group {
 
 impl Policy for Ppo {
     fn reset(&mut self, _slot: usize) {}
+
+    fn disturb(&mut self, observations: &mut ObservationBatchMut<'_>, rngs: &mut [Rng]) -> steadfast_envs::Result<()> {
+        if let Some(adversary) = &mut self.adversary {
+            for group in &self.groups {
+                adversary.disturb(&group.policy.net, &group.policy.head, &group.input, observations, rngs);
+            }
+        }
+        Ok(())
+    }
 
     fn act(
         &mut self,
@@ -552,6 +566,9 @@ impl Learner for Ppo {
     fn update(&mut self, batch: &RolloutBatch, progress: f64) -> Result<&Metrics, AgentError> {
         self.updates += 1;
         self.metrics.clear();
+        if let Some(adversary) = &mut self.adversary {
+            adversary.progress = progress;
+        }
         self.prepare_rewards(batch);
         self.prepare_states(batch);
         let remaining = self.config.learning_rate_schedule.remaining(progress);
@@ -596,6 +613,11 @@ impl Learner for Ppo {
         Ok(&self.metrics)
     }
 
+    fn train_against(&mut self, adversary: &AdversarialTrainingConfig, seeds: SeedTree) -> bool {
+        self.adversary = Some(Adversary::new(adversary, seeds.rng()));
+        true
+    }
+
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
@@ -625,6 +647,9 @@ impl Learner for Ppo {
         state.put_rng("minibatches.rng", &self.rng);
         let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
         state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
+        if let Some(adversary) = &self.adversary {
+            state.put_f64("adversary.progress", &[1], &[adversary.progress]);
+        }
         state.put_u64("updates", &[self.updates]);
         state
     }
@@ -650,6 +675,9 @@ impl Learner for Ppo {
         state.load_return_scale("return_scale", &mut self.return_scale)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
+        if let Some(adversary) = &mut self.adversary {
+            adversary.progress = state.f64("adversary.progress", 1)?[0];
+        }
         self.updates = state.counter("updates")?;
         Ok(())
     }

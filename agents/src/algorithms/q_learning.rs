@@ -27,7 +27,9 @@
 //! `train/replay` (steps in memory), and the regularisers' own. Before the first gradient step only the last two of them.
 
 use serde::{Deserialize, Serialize};
-use steadfast_envs::{ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, Policy, Rng, RolloutBatch, SeedTree, Space};
+use steadfast_envs::{
+    ActMode, ActionBatch, ActionsMut, EnvError, EnvSpec, ObservationBatch, ObservationBatchMut, Policy, Rng, RolloutBatch, SeedTree, Space,
+};
 
 use crate::AgentError;
 use crate::explore::ExplorationConfig;
@@ -38,6 +40,7 @@ use crate::nn::{
 };
 use crate::ranges::Ranges;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
+use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
@@ -265,6 +268,7 @@ pub struct QLearning {
     updates: u64,
     steps: u64,
     lipschitz: Option<[f64; 2]>,
+    adversary: Option<Adversary>,
     metrics: Metrics,
 }
 
@@ -324,6 +328,7 @@ impl QLearning {
             updates: 0,
             steps: 0,
             lipschitz: None,
+            adversary: None,
             metrics: Metrics::default(),
             config: config.clone(),
         })
@@ -789,6 +794,15 @@ impl JointValues for TeamValues<'_> {
 impl Policy for QLearning {
     fn reset(&mut self, _slot: usize) {}
 
+    fn disturb(&mut self, observations: &mut ObservationBatchMut<'_>, rngs: &mut [Rng]) -> steadfast_envs::Result<()> {
+        if let Some(adversary) = &mut self.adversary {
+            for group in &self.groups {
+                adversary.disturb(&group.net, &group.head, &group.input, observations, rngs);
+            }
+        }
+        Ok(())
+    }
+
     fn act(
         &mut self,
         observations: &ObservationBatch<'_>,
@@ -857,6 +871,9 @@ impl Learner for QLearning {
     fn update(&mut self, batch: &RolloutBatch, progress: f64) -> Result<&Metrics, AgentError> {
         self.updates += 1;
         self.metrics.clear();
+        if let Some(adversary) = &mut self.adversary {
+            adversary.progress = progress;
+        }
         self.observe(batch);
         self.replay.extend(batch);
         let remaining = self.config.learning_rate_schedule.remaining(progress);
@@ -899,6 +916,11 @@ impl Learner for QLearning {
         Ok(&self.metrics)
     }
 
+    fn train_against(&mut self, adversary: &AdversarialTrainingConfig, seeds: SeedTree) -> bool {
+        self.adversary = Some(Adversary::new(adversary, seeds.rng()));
+        true
+    }
+
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
@@ -935,6 +957,9 @@ impl Learner for QLearning {
         let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
         state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
         state.put_f64("exploration", &[1], &[self.exploration]);
+        if let Some(adversary) = &self.adversary {
+            state.put_f64("adversary.progress", &[1], &[adversary.progress]);
+        }
         state.put_u64("updates", &[self.updates]);
         state.put_u64("steps", &[self.steps]);
         state
@@ -967,6 +992,9 @@ impl Learner for QLearning {
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         self.exploration = state.f64("exploration", 1)?[0];
+        if let Some(adversary) = &mut self.adversary {
+            adversary.progress = state.f64("adversary.progress", 1)?[0];
+        }
         self.updates = state.counter("updates")?;
         self.steps = state.counter("steps")?;
         Ok(())

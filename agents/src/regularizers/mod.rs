@@ -1,6 +1,7 @@
 //! Penalties that make a network's output change little when its input does.
 
 pub mod action;
+pub mod adversary;
 pub mod attack;
 mod ball;
 pub mod lipschitz;

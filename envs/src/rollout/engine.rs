@@ -2,7 +2,7 @@
 
 use super::batch::RolloutBatch;
 use super::episode::EpisodeLog;
-use super::policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy, TokenRowsMut};
+use super::policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, ObservationBatchMut, Policy, TokenRowsMut};
 use super::vector::{StepBuffers, VectorEnv};
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
 use crate::{Actions, EnvError, EnvSpec, Result, RewardFn, Rng, SeedTree, TokenRows, TransitionBatch};
@@ -12,6 +12,8 @@ use crate::{Actions, EnvError, EnvSpec, Result, RewardFn, Rng, SeedTree, TokenRo
 pub struct RolloutOptions {
     /// Whether batches carry the global state.
     pub with_state: bool,
+    /// Whether the policy may change observations before they are recorded: [`Policy::disturb`].
+    pub disturbs: bool,
     /// Replaces the environment's reward in batches; episode returns stay the environment's.
     pub reward_fn: Option<Box<dyn RewardFn>>,
 }
@@ -72,6 +74,11 @@ impl RolloutEngine {
     /// environment's.
     pub fn set_reward_fn(&mut self, reward_fn: Option<Box<dyn RewardFn>>) -> Option<Box<dyn RewardFn>> {
         std::mem::replace(&mut self.options.reward_fn, reward_fn)
+    }
+
+    /// Lets the policy change observations before they are recorded, or no longer: [`RolloutOptions::disturbs`].
+    pub fn set_disturbs(&mut self, disturbs: bool) {
+        self.options.disturbs = disturbs;
     }
 
     /// Episodes that ended in the last collection, in the order of their ends.
@@ -143,6 +150,11 @@ impl RolloutEngine {
         let samples = time * per_step..(time + 1) * per_step;
         let (now, next) = batch.observations[time * row..(time + 2) * row].split_at_mut(row);
         let (_, next_states) = batch.states[time * state_row..(time + 2) * state_row].split_at_mut(state_row);
+        if self.options.disturbs {
+            let observations = &mut *now;
+            policy.disturb(&mut ObservationBatchMut { n_slots: slots, n_agents: agents, width, observations }, &mut self.rngs)?;
+            require_finite(&self.envs.spec().name, "disturbed observation", now, time, 0, agents * width)?;
+        }
         let log_probs = &mut batch.log_probs[samples.clone()];
         let view = ObservationBatch { n_slots: slots, n_agents: agents, width, observations: now };
         let actions = if batch.token_width > 0 {

@@ -9,5 +9,5 @@ mod vector;
 pub use batch::RolloutBatch;
 pub use engine::{RolloutEngine, RolloutOptions};
 pub use episode::{EpisodeLog, EpisodeStats};
-pub use policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy, TokenRowsMut};
+pub use policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, ObservationBatchMut, Policy, TokenRowsMut};
 pub use vector::{StepBuffers, VectorEnv};

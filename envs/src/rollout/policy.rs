@@ -25,6 +25,19 @@ pub struct ObservationBatch<'a> {
     pub observations: &'a [f32],
 }
 
+/// The same, to be changed.
+#[derive(Debug)]
+pub struct ObservationBatchMut<'a> {
+    /// Number of slots.
+    pub n_slots: usize,
+    /// Agents per slot.
+    pub n_agents: usize,
+    /// Values per agent.
+    pub width: usize,
+    /// `[slot, agent, width]`.
+    pub observations: &'a mut [f32],
+}
+
 /// Room for token sequences.
 #[derive(Debug)]
 pub struct TokenRowsMut<'a> {
@@ -62,6 +75,16 @@ pub struct ActionBatch<'a> {
 pub trait Policy: Send {
     /// Forgets what it remembers of a slot whose episode ended.
     fn reset(&mut self, slot: usize);
+
+    /// Changes what the agents are about to see; what it leaves is recorded as observed and given to [`Policy::act`]. For policies that
+    /// train against an adversary of their own. The engine asks for it only with [`crate::RolloutOptions::disturbs`].
+    ///
+    /// # Errors
+    /// As [`Policy::act`].
+    fn disturb(&mut self, observations: &mut ObservationBatchMut<'_>, rngs: &mut [Rng]) -> Result<()> {
+        let _ = (observations, rngs);
+        Ok(())
+    }
 
     /// Chooses actions for all slots. `rngs[slot]` is the only source of randomness, so that a slot's actions do not
     /// depend on the other slots.

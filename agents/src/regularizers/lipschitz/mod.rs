@@ -313,6 +313,18 @@ impl LipschitzRegularizer {
         (&self.value[..rows], &self.perturbed)
     }
 
+    /// Replaces the generator, but not the random starts that it chooses among.
+    pub(super) fn reseed(&mut self, rng: Rng) {
+        self.rng = rng;
+    }
+
+    /// The perturbations `[rows, features]` of one attack, in units.
+    pub(super) fn offsets(&mut self, net: &Mlp, observed: &Observed<'_>) -> &[f32] {
+        let distance = self.distance_of(observed);
+        self.attack(net, observed, self.search, distance, false);
+        &self.offset
+    }
+
     fn distance_of(&self, observed: &Observed<'_>) -> Distance {
         self.distance.unwrap_or_else(|| observed.head.natural_distance())
     }
