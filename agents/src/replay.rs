@@ -24,11 +24,14 @@ pub struct ReplayConfig {
     pub batch_size: usize,
     /// Steps of a transition, 1 to 1000; fewer where the episode ends.
     pub n_step: usize,
+    /// Whether the time limit counts as the end of the task, after which there is no value, as in EPyMARL. Otherwise the value goes on as
+    /// if there were no limit.
+    pub time_limit_ends: bool,
 }
 
 impl Default for ReplayConfig {
     fn default() -> Self {
-        Self { capacity: 100_000, learning_starts: 1000, batch_size: 256, n_step: 1 }
+        Self { capacity: 100_000, learning_starts: 1000, batch_size: 256, n_step: 1, time_limit_ends: false }
     }
 }
 
@@ -228,32 +231,32 @@ impl Replay {
         }
     }
 
-    /// Draws `rows` transitions over `n_step` steps each, uniformly and with replacement. Where an episode ends earlier, so does the way.
+    /// Draws a minibatch of transitions over several steps, uniformly and with replacement. Where an episode ends earlier, so does the way.
     ///
     /// # Panics
     /// If there is nothing to draw from.
-    pub fn sample(&self, rows: usize, n_step: usize, discount: f32, rng: &mut Rng, out: &mut Transitions) {
+    pub fn sample(&self, config: &ReplayConfig, discount: f32, rng: &mut Rng, out: &mut Transitions) {
         assert!(!self.is_empty(), "nothing to draw from");
         out.clear();
-        while out.rows < rows {
+        while out.rows < config.batch_size {
             let ring = &self.rings[rng.below(self.rings.len())];
             if ring.filled == 0 {
                 continue;
             }
             let first = (ring.newest + self.capacity - ring.filled + rng.below(ring.filled)) % self.capacity;
             if ring.rows[first] != Row::End {
-                self.walk(ring, first, n_step, discount, out);
+                self.walk(ring, first, config, discount, out);
             }
         }
     }
 
-    /// Adds the way of at most `n_step` steps that begins at row `first`.
-    fn walk(&self, ring: &Ring, first: usize, n_step: usize, discount: f32, out: &mut Transitions) {
+    /// Adds the way of at most as many steps as configured that begins at row `first`.
+    fn walk(&self, ring: &Ring, first: usize, config: &ReplayConfig, discount: f32, out: &mut Transitions) {
         let agents = self.n_agents;
         let begin = out.rewards.len();
         out.rewards.resize(begin + agents, 0.0);
         let (mut row, mut factor) = (first, 1.0);
-        for _ in 0..n_step {
+        for _ in 0..config.n_step {
             if ring.rows[row] == Row::Newest {
                 break;
             }
@@ -268,7 +271,10 @@ impl Replay {
                     factor = 0.0;
                     break;
                 }
-                Row::Truncated => break,
+                Row::Truncated => {
+                    factor = if config.time_limit_ends { 0.0 } else { factor };
+                    break;
+                }
                 _ => {}
             }
         }
@@ -419,9 +425,10 @@ mod tests {
     }
 
     /// All different transitions that many draws bring, by their first observation.
-    fn drawn(replay: &Replay, n_step: usize) -> Vec<(f32, u32, f32, f32, f32)> {
+    fn drawn(replay: &Replay, n_step: usize, time_limit_ends: bool) -> Vec<(f32, u32, f32, f32, f32)> {
         let (mut rng, mut out) = (Rng::from_seed(1), Transitions::default());
-        replay.sample(4000, n_step, DISCOUNT, &mut rng, &mut out);
+        let config = ReplayConfig { batch_size: 4000, n_step, time_limit_ends, ..ReplayConfig::default() };
+        replay.sample(&config, DISCOUNT, &mut rng, &mut out);
         assert_eq!(out.rows, 4000);
         let mut found: Vec<_> = (0..out.rows)
             .map(|i| (out.observations[i], out.discrete_actions[i], out.rewards[i], out.next_observations[i], out.bootstrap[i]))
@@ -449,14 +456,14 @@ mod tests {
             (103.0, 1, 103.5, 104.0, 0.0),
             (200.0, 0, 200.5, 201.0, DISCOUNT),
         ];
-        assert_eq!(drawn(&replay, 1), expected);
+        assert_eq!(drawn(&replay, 1, false), expected);
     }
 
     #[test]
     fn several_steps_stop_where_the_episode_or_the_memory_does() {
         let mut replay = Replay::new(&spec(), 1, 100, false).unwrap();
         replay.extend(&batch(0, 9));
-        let found = drawn(&replay, 3);
+        let found = drawn(&replay, 3, false);
         let three = |a: f32| a + 0.5 + DISCOUNT * (a + 1.5) + DISCOUNT * DISCOUNT * (a + 2.5);
         assert!(found.contains(&(0.0, 0, three(0.0), 3.0, 0.125)));
         assert!(found.contains(&(1.0, 1, three(1.0), 4.0, 0.125)));
@@ -465,6 +472,10 @@ mod tests {
         assert!(found.contains(&(103.0, 1, 103.5, 104.0, 0.0)));
         assert!(found.contains(&(200.0, 0, 200.5, 201.0, 0.5)));
         assert_eq!(found.len(), 9);
+        // As if the limit were the end of the task.
+        let found = drawn(&replay, 3, true);
+        assert!(found.contains(&(2.0, 0, 2.5 + DISCOUNT * 3.5, 4.0, 0.0)) && found.contains(&(1.0, 1, three(1.0), 4.0, 0.0)));
+        assert!(found.contains(&(0.0, 0, three(0.0), 3.0, 0.125)));
     }
 
     #[test]
@@ -474,7 +485,7 @@ mod tests {
         for first in (0..40).step_by(5) {
             replay.extend(&batch(first, 5));
         }
-        let firsts: Vec<f32> = drawn(&replay, 1).iter().map(|t| t.0).collect();
+        let firsts: Vec<f32> = drawn(&replay, 1, false).iter().map(|t| t.0).collect();
         assert_eq!(firsts, [801.0, 802.0, 803.0, 900.0, 901.0, 902.0, 903.0]);
         assert_eq!(replay.len(), 9);
     }
@@ -493,7 +504,8 @@ mod tests {
                 other.extend(&batch(first, 1));
                 let draw = |replay: &Replay| {
                     let mut out = Transitions::default();
-                    replay.sample(50, 2, DISCOUNT, &mut Rng::from_seed(3), &mut out);
+                    let config = ReplayConfig { batch_size: 50, n_step: 2, ..ReplayConfig::default() };
+                    replay.sample(&config, DISCOUNT, &mut Rng::from_seed(3), &mut out);
                     out
                 };
                 assert_eq!(draw(&replay), draw(&other), "after {first} steps");

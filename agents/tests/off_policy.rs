@@ -90,7 +90,7 @@ fn quick() -> QLearningConfig {
     QLearningConfig {
         rollout_steps: 8,
         gradient_steps: 4,
-        replay: ReplayConfig { capacity: 4000, learning_starts: 64, batch_size: 64, n_step: 1 },
+        replay: ReplayConfig { capacity: 4000, learning_starts: 64, batch_size: 64, ..ReplayConfig::default() },
         exploration: ExplorationConfig { initial: 1.0, last: 0.1, fraction: 0.5 },
         target: TargetConfig { every: 20, share: 1.0 },
         learning_rate: 3e-3,
@@ -245,7 +245,7 @@ fn quick_maddpg() -> MaddpgConfig {
     MaddpgConfig {
         rollout_steps: 8,
         gradient_steps: 4,
-        replay: ReplayConfig { capacity: 4000, learning_starts: 64, batch_size: 64, n_step: 1 },
+        replay: ReplayConfig { capacity: 4000, learning_starts: 64, batch_size: 64, ..ReplayConfig::default() },
         target: TargetConfig { every: 1, share: 0.05 },
         learning_rate: 3e-3,
         critic_learning_rate: Some(5e-3),

@@ -28,6 +28,7 @@ GROUPS = {
     "envs": "cargo bench -p steadfast-envs --bench env_step -- --json",
     "nn": "cargo bench -p steadfast-agents --bench nn -- --json",
     "ppo": "cargo bench --bench ppo -- --json",
+    "off_policy": "cargo bench --bench off_policy -- --json",
     "llm_generate": "cargo bench -p steadfast -p steadfast-agents --bench llm_generate -- --json",
     "llm_train": "cargo bench -p steadfast -p steadfast-agents --bench llm_train -- --json",
 }
@@ -53,6 +54,9 @@ def peer_commands(group, options):
         return [script("llm_generate.py")]
     if group == "llm_train":
         return [script("llm_dpo.py")]
+    if group == "off_policy":
+        python = options.epymarl_python or sys.executable
+        return [script("epymarl.py", "--epymarl", options.epymarl, python=python)] if options.epymarl else []
     commands = [script("sb3_ppo.py")]
     if options.cleanrl_script:
         commands.append(script("cleanrl_ppo.py", "--script", options.cleanrl_script))
@@ -192,6 +196,8 @@ def main():
             f"--ours-{group}", metavar="COMMAND", default=command, help="our command of the group"
         )
     parser.add_argument("--cleanrl-script", help="path of CleanRL's ppo.py; else it is left out")
+    parser.add_argument("--epymarl", help="checkout of EPyMARL; else it is left out")
+    parser.add_argument("--epymarl-python", help="Python of an environment with what EPyMARL needs")
     parser.add_argument(
         "--jaxmarl-python", help="Python of an environment with JaxMARL; else it is left out"
     )

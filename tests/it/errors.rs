@@ -21,6 +21,11 @@ fn mistakes_in_a_file() {
     insta::assert_snapshot!("broken_toml", check("seed = \n", &[]));
     insta::assert_snapshot!("unknown_agent_name", check("[[perturb]]\n[perturb.observation_noise]\nagents = [\"agent_9\"]\n", &[]));
     insta::assert_snapshot!("central_critic_without_state", check("[env.chain]\n[agent.ppo]\ncritic = \"central\"\n", &[]));
+    insta::assert_snapshot!("mixer_without_state", check("[env.chain]\n[agent.q_learning]\nmixer = \"monotonic\"\n", &[]));
+    insta::assert_snapshot!("values_of_continuous_actions", check("[env.pendulum]\n[agent.q_learning]\n", &[]));
+    insta::assert_snapshot!("divergence_of_values", check("[agent.q_learning]\n[regularizer.lipschitz]\ndistance = \"kl\"\n", &[]));
+    insta::assert_snapshot!("action_regularizer_of_ppo", check("[action_regularizer]\nweight = 0.1\n", &[]));
+    insta::assert_snapshot!("replay_too_large", check("[agent.maddpg.replay]\ncapacity = 1000000000\n", &[]));
 }
 
 #[test]

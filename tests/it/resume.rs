@@ -65,6 +65,28 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 }
 
 #[test]
+fn a_killed_run_from_replay_against_an_adversary_resumes_to_the_same_bytes() {
+    let place = Place::new();
+    let replay = "replay={ capacity = 2000, learning_starts = 200, batch_size = 64 }";
+    let common =
+        ["total_steps=12000", "checkpoint.every_steps=2000", "adversarial_training={ radius = 0.1 }", "regularizer.lipschitz.weight=0.02"];
+    for agent in ["q_learning", "maddpg"] {
+        let learner = [format!("agent={agent}"), format!("agent.{agent}.{replay}"), "action_regularizer={ weight = 0.1 }".to_string()];
+        let mixer = ["agent.q_learning.mixer=monotonic"];
+        let mut changes: Vec<&str> = learner.iter().map(String::as_str).chain(common).collect();
+        if agent == "q_learning" {
+            changes.extend(mixer);
+        }
+        let (whole, killed) = (format!("whole-{agent}"), format!("killed-{agent}"));
+        let begin = Instant::now();
+        place.succeed(&[&["train", TINY, "--output", &whole], changes.as_slice()].concat());
+        let kills = run_with_kills(&place, TINY, &killed, &changes, begin.elapsed(), 11, 4);
+        assert_equal_runs(&place, &whole, &killed);
+        assert!(kills >= 2, "only {kills} of 4 kills hit a living process");
+    }
+}
+
+#[test]
 fn a_killed_run_that_learns_its_reward_resumes_to_the_same_bytes() {
     let place = Place::new();
     let whole = whole_run(&place, TINY_REWARD, &[]);

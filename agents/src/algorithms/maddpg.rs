@@ -23,6 +23,8 @@
 //! Logged: `train/critic_loss`, `train/actor_loss` (without penalties), `train/value` (mean of `Qᵢ`), `train/td_error`,
 //! `train/gradient_norm` (of critics and of actors before clipping, their mean), `train/learning_rate`, `train/replay` (steps in memory), and
 //! the regularisers' own. Before the first gradient step only the steps in memory.
+//!
+//! The file is long because it is read from top to bottom: settings, networks, minibatches, losses, acting, saving.
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::{
@@ -123,7 +125,7 @@ impl Default for MaddpgConfig {
             discount: 0.95,
             rollout_steps: 100,
             gradient_steps: 1,
-            replay: ReplayConfig { capacity: 100_000, learning_starts: 25_600, batch_size: 1024, n_step: 1 },
+            replay: ReplayConfig { capacity: 100_000, learning_starts: 25_600, batch_size: 1024, ..ReplayConfig::default() },
             target: TargetConfig { every: 1, share: 0.01 },
             learning_rate: 1e-2,
             critic_learning_rate: None,
@@ -397,8 +399,7 @@ impl Maddpg {
     /// Draws the minibatch and brings it into the form that the critics see.
     fn draw(&mut self) {
         let (config, batch, layout) = (&self.config, &mut self.transitions, &self.layout);
-        let ReplayConfig { batch_size, n_step, .. } = config.replay;
-        self.replay.sample(batch_size, n_step, config.discount as f32, &mut self.rng, batch);
+        self.replay.sample(&config.replay, config.discount as f32, &mut self.rng, batch);
         let m = &mut self.minibatch;
         m.rows = batch.rows;
         m.rewards.clear();
@@ -407,7 +408,7 @@ impl Maddpg {
             share_rewards(self.teams.iter().map(Vec::as_slice), self.n_agents, &mut m.rewards);
         }
         if config.reward_scaling == RewardScaling::ReturnStd {
-            self.return_scale.normalize(&mut m.rewards, n_step as f32 * REWARD_CLIP);
+            self.return_scale.normalize(&mut m.rewards, config.replay.n_step as f32 * REWARD_CLIP);
         }
         for observations in [&mut m.observations, &mut m.next_observations] {
             observations.resize(batch.rows * layout.observation, 0.0);
@@ -1128,5 +1129,110 @@ impl Learner for Maddpg {
         self.updates = state.counter("updates")?;
         self.steps = state.counter("steps")?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steadfast_envs::testing::IdentityConfig;
+    use steadfast_envs::{RolloutEngine, RolloutOptions, VectorEnv};
+
+    /// A learner with some experience.
+    fn experienced(continuous_actions: bool, action: Option<&ActionRegularizerConfig>) -> Maddpg {
+        let seeds = SeedTree::new(3);
+        let env = || IdentityConfig { n_agents: 3, continuous_actions, ..IdentityConfig::default() }.build().unwrap();
+        let vector = VectorEnv::new(vec![Box::new(env()), Box::new(env())], seeds.child("environment")).unwrap();
+        let config = MaddpgConfig {
+            activation: Activation::Tanh,
+            sharing: Sharing::Group,
+            policy_hidden: vec![7],
+            critic_hidden: vec![7],
+            logit_penalty: 0.1,
+            replay: ReplayConfig { batch_size: 20, learning_starts: 0, capacity: 1000, ..ReplayConfig::default() },
+            ..MaddpgConfig::default()
+        };
+        let mut learner = Maddpg::new(&config, None, action, vector.spec(), 2, seeds.child("learner")).unwrap();
+        // Larger first actions than those of a fresh actor, so that their derivatives can be seen.
+        learner.groups[0].actor.net.parameters_mut().iter_mut().for_each(|w| *w *= 3.0);
+        let mut engine = RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions::default()).unwrap();
+        let mut batch = RolloutBatch::default();
+        engine.collect(&mut learner, 50, ActMode::Sample, &mut batch).unwrap();
+        learner.replay.extend(&batch);
+        learner.rng = Rng::from_seed(5);
+        learner.draw();
+        learner.choose_next();
+        learner
+    }
+
+    fn close(gradient: &[f32], mut at: impl FnMut(usize, f32) -> f64) -> (usize, usize) {
+        let h = 1e-2;
+        let (mut compared, mut close) = (0, 0);
+        for i in (0..gradient.len()).filter(|i| gradient[*i] != 0.0) {
+            let numeric = (at(i, h) - at(i, -h)) / f64::from(2.0 * h);
+            compared += 1;
+            close += usize::from((numeric - f64::from(gradient[i])).abs() < 2e-2 * numeric.abs().max(0.1));
+        }
+        (close, compared)
+    }
+
+    #[test]
+    fn critic_gradients_match_central_differences() {
+        let weight = 0.7;
+        for (continuous_actions, agents) in [(false, 0), (false, 1), (false, 2), (true, 0), (true, 2)] {
+            let action = ActionRegularizerConfig { weight, agents, radius: 0.5, warmup_fraction: 0.0, ..Default::default() };
+            let mut learner = experienced(continuous_actions, (agents > 0).then_some(&action));
+            let mut loss = |i: usize, d: f32| {
+                learner.groups[0].critic.net.parameters_mut()[i] += d;
+                let mut sums = Sums::default();
+                learner.learn_values(0, 1.0, &mut sums);
+                learner.groups[0].critic.net.parameters_mut()[i] -= d;
+                let mut metrics = Metrics::default();
+                sums.action.log(weight, &mut metrics);
+                (sums.critic_loss + weight * metrics.get("ernie_action/penalty").unwrap_or(0.0), learner.groups[0].critic.gradient.clone())
+            };
+            let gradient = loss(0, 0.0).1;
+            let (close, compared) = close(&gradient, |i, d| loss(i, d).0);
+            // Continuous adversaries answer a change of the weights, which the penalty counts as constant.
+            let least = if continuous_actions && agents > 0 { 0.6 } else { 0.97 };
+            assert!(compared > 50 && close as f64 > least * compared as f64, "{continuous_actions} {agents}: {close} of {compared}");
+        }
+    }
+
+    #[test]
+    fn actor_gradients_match_central_differences() {
+        let mut learner = experienced(true, None);
+        let mut loss = |i: usize, d: f32| {
+            learner.groups[0].actor.net.parameters_mut()[i] += d;
+            let mut sums = Sums::default();
+            learner.learn_policy(0, 1.0, &mut sums).unwrap();
+            let outputs = learner.groups[0].actor.trace.output();
+            let penalty = outputs.iter().map(|v| f64::from(v * v)).sum::<f64>() / outputs.len() as f64;
+            learner.groups[0].actor.net.parameters_mut()[i] -= d;
+            (sums.actor_loss + 0.1 * penalty, learner.groups[0].actor.gradient.clone())
+        };
+        let gradient = loss(0, 0.0).1;
+        let (close, compared) = close(&gradient, |i, d| loss(i, d).0);
+        assert!(compared > 30 && close as f64 > 0.97 * compared as f64, "{close} of {compared}");
+    }
+
+    #[test]
+    fn relaxed_draws_are_draws_from_the_softmax() {
+        let head = PolicyHead::Categorical { n: 3 };
+        let logits = [0.5, -0.5, 1.0];
+        let n = 30_000;
+        let mut outputs = logits.repeat(n);
+        let (mut probabilities, mut rng) = (Vec::new(), Rng::from_seed(1));
+        act_softly(&head, 0.7, &mut outputs, &mut probabilities, &mut rng);
+        let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        for choice in 0..3 {
+            let share = outputs.iter().skip(choice).step_by(3).map(|v| f64::from(*v)).sum::<f64>() / n as f64;
+            assert!((share - f64::from(logits[choice]).exp() / total).abs() < 0.01, "{choice}: {share}");
+        }
+        for (action, p) in outputs.chunks_exact(3).zip(probabilities.chunks_exact(3)) {
+            assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            let most = p.iter().copied().fold(0.0, f32::max);
+            assert!(action.iter().zip(p).all(|(a, p)| (*a == 1.0) == (*p == most)));
+        }
     }
 }
