@@ -11,7 +11,7 @@ use super::{print, table};
 use crate::cli::{Mode, SweepArgs};
 use crate::config::report::suggest;
 use crate::experiment::robustness::axis::{Axis, Hardship};
-use crate::experiment::robustness::cell::{self, CELLS, Cell};
+use crate::experiment::robustness::cell::{self, CELLS, Cell, Key, UNIFORM};
 use crate::experiment::robustness::evaluate::{self, Play, Trained};
 use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
 use crate::experiment::sweep::directory::claim;
@@ -129,7 +129,8 @@ fn write(
     arguments: &SweepArgs,
     environment: &str,
 ) -> Result<String> {
-    write_results(&directory.join("results.csv"), methods, cells)?;
+    write_whole(&directory.join("results.csv"), &cell::table(cells, owner(methods)).csv())?;
+    write_whole(&directory.join("summary.csv"), &report.summary().csv())?;
     let sections = report.sections();
     let mut text = String::new();
     for section in &sections {
@@ -139,7 +140,7 @@ fn write(
     text.push_str(DEFINITIONS);
     text.push('\n');
     write_whole(&directory.join("table.txt"), text.as_bytes())?;
-    let mut written = vec![directory.join("results.csv"), directory.join("table.txt")];
+    let mut written: Vec<PathBuf> = ["results.csv", "summary.csv", "table.txt"].map(|name| directory.join(name)).to_vec();
     let mut pictures = Vec::new();
     if methods.len() > 1 {
         picture(directory, "heat-map", &report.heat_map(), &mut pictures, &mut written)?;
@@ -172,17 +173,11 @@ fn write(
     Ok(format!("{text}\n{written}"))
 }
 
-fn write_results(path: &Path, methods: &[Method], cells: &[Cell]) -> Result<()> {
-    let names: BTreeSet<&String> = cells.iter().flat_map(|cell| cell.scores.keys()).collect();
-    let names: Vec<String> = names.into_iter().cloned().collect();
-    let owner: BTreeMap<&str, (&str, u64)> =
-        methods.iter().flat_map(|m| m.runs.iter().map(|(seed, run)| (run.as_str(), (m.label.as_str(), *seed)))).collect();
-    let mut records = vec![cell::header(&["method", "run_seed"], &names)];
-    for cell in cells {
-        let (label, seed) = owner.get(cell.key.run.as_str()).copied().unwrap_or_default();
-        records.push(cell::record(&[label.to_string(), seed.to_string()], cell, &names));
-    }
-    write_whole(path, &cell::lines(&records))
+/// Method and training seed by run.
+fn owner<'a>(methods: &'a [Method]) -> impl Fn(&Key) -> (&'a str, Option<u64>) {
+    let runs = methods.iter().flat_map(|m| m.runs.iter().map(|(seed, run)| (run.as_str(), (m.label.as_str(), Some(*seed)))));
+    let owners: BTreeMap<&'a str, (&'a str, Option<u64>)> = runs.collect();
+    move |key| if key.is_uniform() { (UNIFORM, None) } else { owners.get(key.run.as_str()).copied().unwrap_or_default() }
 }
 
 /// Draws a picture in both formats, notes the files and keeps the SVG for the page.

@@ -1,7 +1,7 @@
 //! Evaluation of a policy in fixed episodes.
 
 use steadfast_agents::Learner;
-use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, RolloutEngine, RolloutOptions, SeedTree};
+use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, Policy, RolloutEngine, RolloutOptions, SeedTree};
 
 use super::build::{self, Ground};
 use crate::config::ExperimentConfig;
@@ -47,6 +47,14 @@ impl Evaluator {
     /// The facts of the world.
     pub fn spec(&self) -> &EnvSpec {
         self.engine.spec()
+    }
+
+    /// Plays the episodes.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world or the policy fails.
+    pub fn play(&mut self, policy: &mut dyn Policy) -> Result<EpisodeLog> {
+        self.engine.evaluate(policy, self.episodes, self.mode).map_err(|e| Failure::caused("playing the episodes failed", e))
     }
 
     /// Plays the episodes and summarises them, with what the learner finds in them. Of what both the world and the learner

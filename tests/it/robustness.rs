@@ -33,7 +33,16 @@ fn sweep<'a>(runs: &'a [String], rest: &[&'a str]) -> Vec<&'a str> {
 fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     let (place, runs) = trained();
     let answer = place.succeed(&sweep(&runs, &["--jobs", "2"]));
-    for word in ["observation_noise", "dynamics.mass", "all axes", "AUC minus plain", "nominal cost", "trapezoidal", "report.html"] {
+    for word in [
+        "observation_noise",
+        "dynamics.mass",
+        "dynamics.mass: relative drop",
+        "all axes",
+        "AUC minus plain",
+        "nominal cost",
+        "trapezoidal",
+        "report.html",
+    ] {
         assert!(answer.out.contains(word), "{word}: {}", answer.out);
     }
     let directory = place.path("sweeps/robustness");
@@ -46,8 +55,12 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     let header = reader.headers().unwrap().clone();
     let rows: Vec<BTreeMap<String, String>> =
         reader.records().map(|r| header.iter().map(str::to_string).zip(r.unwrap().iter().map(str::to_string)).collect()).collect();
-    // The unperturbed world once, and two levels of two axes, for each of four runs.
-    assert_eq!(rows.len(), 4 * 5);
+    // Random actions, then for each of four runs the unperturbed world once, and two levels of two axes.
+    assert_eq!(rows.len(), 1 + 4 * 5);
+    assert_eq!((rows[0]["method"].as_str(), rows[0]["run_seed"].as_str()), ("uniform random policy", ""));
+    let summary = String::from_utf8(place.read("sweeps/robustness/summary.csv")).unwrap();
+    assert_eq!(summary.lines().count(), 1 + 2 * (3 + 3), "{summary}");
+    assert!(summary.lines().nth(1).unwrap().starts_with("plain,observation_noise,0,2,"), "{summary}");
     let cell = |run: &str, axis: &str, level: &str| rows.iter().find(|r| r["run"] == run && r["axis"] == axis && r["level"] == level);
     assert_eq!(cell(&runs[3], "dynamics.mass", "-0.5").map(|r| (r["method"].as_str(), r["run_seed"].as_str())), Some(("ernie", "2")));
     let worst: f64 = rows[0]["return_agent_mean_worst_decile"].parse().unwrap();
@@ -69,14 +82,14 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     assert_eq!(place.read("sweeps/robustness/results.csv"), table);
     // Another axis adds its cells; another number of episodes is another cell.
     let wider = place.succeed(&sweep(&runs[..2], &["--axis", "{ malicious_action = { count = 1 } }=1"]));
-    assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=10"), "{}", wider.err);
+    assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=11"), "{}", wider.err);
     // Another policy in the place of an earlier one is played anew.
     std::fs::remove_dir_all(place.path(&runs[0])).unwrap();
     let mut arguments = vec!["train", TINY, "name=plain", "seed=9", "regularizer=none", "--output", &runs[0]];
     arguments.extend(BASE);
     place.succeed(&arguments);
     let anew = place.succeed(&sweep(&runs[..1], &[]));
-    assert!(anew.err.contains("finished=0"), "{}", anew.err);
+    assert!(anew.err.contains("finished=1 "), "{}", anew.err);
     // An attack needs no perturbation of the world.
     let attacked = place.succeed(&["sweep", &runs[0], "--axis", "attack_linf=0.1,2", "--episodes", "12"]);
     assert!(attacked.out.contains("attack_linf"), "{}", attacked.out);

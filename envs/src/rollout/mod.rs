@@ -4,10 +4,12 @@ mod batch;
 mod engine;
 mod episode;
 mod policy;
+mod uniform;
 mod vector;
 
 pub use batch::RolloutBatch;
 pub use engine::{RolloutEngine, RolloutOptions};
 pub use episode::{EpisodeLog, EpisodeStats};
 pub use policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy, TokenRowsMut};
+pub use uniform::UniformPolicy;
 pub use vector::{StepBuffers, VectorEnv};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use steadfast_envs::{EnvSpec, EpisodeLog, EpisodeStats};
 
+use super::tidy::{Tidy, Values};
 use crate::failure::{Failure, Result};
 use crate::run::results;
 
@@ -30,6 +31,32 @@ pub struct Key {
     pub seed: u64,
     /// Number of episodes.
     pub episodes: usize,
+}
+
+/// What stands for the run where actions are random.
+pub const UNIFORM: &str = "uniform random policy";
+/// Begins the `policy` of such a cell; what follows is the checksum of the world's settings. No checkpoint has it.
+const UNIFORM_POLICY: &str = "world-";
+
+impl Key {
+    /// The cell of random actions in the world whose settings have this checksum.
+    pub fn uniform(world: u32, seed: u64, episodes: usize) -> Self {
+        Self {
+            run: UNIFORM.to_string(),
+            step: 0,
+            policy: format!("{UNIFORM_POLICY}{world:08x}"),
+            axis: "none".to_string(),
+            level: 0.0.to_string(),
+            mode: "sample".to_string(),
+            seed,
+            episodes,
+        }
+    }
+
+    /// True if actions were random.
+    pub fn is_uniform(&self) -> bool {
+        self.run == UNIFORM && self.policy.starts_with(UNIFORM_POLICY)
+    }
 }
 
 /// Mean of a number over episodes, and over the lowest tenth of the episodes.
@@ -92,14 +119,14 @@ pub fn scores(spec: &EnvSpec, episodes: &EpisodeLog) -> BTreeMap<String, Score> 
 const KEY_COLUMNS: [&str; 8] = ["run", "step", "policy", "axis", "level", "mode", "seed", "episodes"];
 const WORST: &str = "_worst_decile";
 
-/// The header of a table of cells with these scores, behind the columns `before`.
-pub fn header(before: &[&str], names: &[String]) -> Vec<String> {
+/// The header of a log of cells with these scores.
+pub fn header(names: &[String]) -> Vec<String> {
     let scores = names.iter().flat_map(|name| [name.clone(), format!("{name}{WORST}")]);
-    before.iter().chain(&KEY_COLUMNS).map(ToString::to_string).chain(scores).collect()
+    KEY_COLUMNS.iter().map(ToString::to_string).chain(scores).collect()
 }
 
 /// The fields of a cell under [`header`].
-pub fn record(before: &[String], cell: &Cell, names: &[String]) -> Vec<String> {
+pub fn record(cell: &Cell, names: &[String]) -> Vec<String> {
     let Key { run, step, policy, axis, level, mode, seed, episodes } = &cell.key;
     let key =
         [run.clone(), step.to_string(), policy.clone(), axis.clone(), level.clone(), mode.clone(), seed.to_string(), episodes.to_string()];
@@ -108,7 +135,30 @@ pub fn record(before: &[String], cell: &Cell, names: &[String]) -> Vec<String> {
         let score = cell.scores.get(name);
         [text(score.map(|s| s.mean)), text(score.map(|s| s.worst_decile))]
     });
-    before.iter().cloned().chain(key).chain(scores).collect()
+    key.into_iter().chain(scores).collect()
+}
+
+/// Cells as a table: what they are, then their scores. `owner` gives the method and the training seed of a run.
+pub fn table<'a>(cells: &[Cell], owner: impl Fn(&Key) -> (&'a str, Option<u64>)) -> Tidy {
+    let mut table = Tidy::default();
+    let text = |of: &dyn Fn(&Key) -> String| Values::Text(cells.iter().map(|cell| of(&cell.key)).collect());
+    let whole = |of: &dyn Fn(&Key) -> Option<u64>| Values::Whole(cells.iter().map(|cell| of(&cell.key)).collect());
+    table.push("method", text(&|key| owner(key).0.to_string()));
+    table.push("run_seed", whole(&|key| owner(key).1));
+    table.push("run", text(&|key| key.run.clone()));
+    table.push("step", whole(&|key| Some(key.step)));
+    table.push("policy", text(&|key| key.policy.clone()));
+    table.push("axis", text(&|key| key.axis.clone()));
+    table.push("level", Values::Real(cells.iter().map(|cell| cell.key.level.parse().ok()).collect()));
+    table.push("mode", text(&|key| key.mode.clone()));
+    table.push("seed", whole(&|key| Some(key.seed)));
+    table.push("episodes", whole(&|key| Some(key.episodes as u64)));
+    let scores = |cell: &Cell| -> BTreeMap<String, f64> {
+        let both = |(name, score): (&String, &Score)| [(name.clone(), score.mean), (format!("{name}{WORST}"), score.worst_decile)];
+        cell.scores.iter().flat_map(both).collect()
+    };
+    table.push_reals(&cells.iter().map(scores).collect::<Vec<_>>());
+    table
 }
 
 /// Records as lines of CSV.
@@ -192,7 +242,7 @@ mod tests {
     fn cells_read_back_bit_for_bit_and_unfinished_lines_are_left_out() {
         let names: Vec<String> = cell("0").scores.keys().cloned().collect();
         let cells = [cell("0"), cell("0.1")];
-        let records: Vec<Vec<String>> = std::iter::once(header(&[], &names)).chain(cells.iter().map(|c| record(&[], c, &names))).collect();
+        let records: Vec<Vec<String>> = std::iter::once(header(&names)).chain(cells.iter().map(|c| record(c, &names))).collect();
         let mut text = lines(&records);
         let path = Path::new("cells.csv");
         assert_eq!(parse(path, &text).unwrap(), cells);

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use steadfast_envs::{ActMode, PerturbationConfig, SeedTree};
+use steadfast_agents::Learner;
+use steadfast_envs::{ActMode, EnvConfig, EnvSpec, PerturbationConfig, SeedTree, UniformPolicy};
 
 use super::axis::{Axis, Hardship};
 use super::cell::{self, CELLS, Cell, Key};
@@ -14,7 +15,6 @@ use crate::experiment::parallel::in_parallel;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::Checkpoint;
 use crate::run::log::LogFile;
-use crate::run::results::Source;
 use crate::terminal::CellLine;
 
 /// A trained policy.
@@ -25,6 +25,16 @@ pub struct Trained {
     pub config: ExperimentConfig,
     /// Its newest complete checkpoint.
     pub checkpoint: Checkpoint,
+}
+
+impl Trained {
+    /// The learner as it was saved, for worlds of `config`, which may differ from the run's own in what is evaluated.
+    fn learner(&self, config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Result<Box<dyn Learner>> {
+        let mut learner = build::learner(config, ground, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let fits = learner.load_state(&self.checkpoint.learner);
+        fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", self.run), e))?;
+        Ok(learner)
+    }
 }
 
 /// How episodes are played.
@@ -38,15 +48,24 @@ pub struct Play {
     pub mode: Option<ActMode>,
 }
 
+/// Who acts in a cell.
+#[derive(Clone, Copy)]
+enum Player<'a> {
+    /// A trained policy.
+    Trained(&'a Trained),
+    /// Random actions, in the world of these settings.
+    Uniform(&'a ExperimentConfig),
+}
+
 /// A cell to evaluate.
 struct Task<'a> {
-    trained: &'a Trained,
+    player: Player<'a>,
     hardship: Option<Hardship>,
     mode: ActMode,
     key: Key,
 }
 
-/// The cells of `runs` × `axes`, in this order; finished ones are read from the log in `directory`, the others are evaluated on
+/// The cells of random actions in the unperturbed world, if it has any, and of `runs` × `axes`, in this order; finished ones are read from the log in `directory`, the others are evaluated on
 /// `jobs` threads and logged as they finish.
 ///
 /// # Errors
@@ -60,7 +79,7 @@ pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: Play, jobs
     // What a process that was killed left of its last line.
     let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
     log.truncate(finished as u64)?;
-    let tasks = tasks(runs, axes, play);
+    let tasks = tasks(runs, axes, play)?;
     let mut done: BTreeMap<Key, Cell> = known.into_iter().map(|cell| (cell.key.clone(), cell)).collect();
     let pending: Vec<&Task<'_>> = tasks.iter().filter(|task| !done.contains_key(&task.key)).collect();
     if !pending.is_empty() {
@@ -86,9 +105,12 @@ fn in_words(key: &Key) -> String {
     if key.axis == "none" { "no perturbation".to_string() } else { format!("{} {}", key.axis, key.level) }
 }
 
-/// The unperturbed world once per run, then every axis at every level but 0.
-fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
+/// Random actions in the unperturbed world, that world once per run, then every axis at every level but 0.
+fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Result<Vec<Task<'a>>> {
     let mut tasks = Vec::new();
+    if let Some(first) = runs.first() {
+        tasks.extend(uniform(&first.config, play)?);
+    }
     for trained in runs {
         let mode = play.mode.unwrap_or(trained.config.eval.mode);
         let key = |axis: &str, level: f64| Key {
@@ -105,23 +127,44 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
             seed: play.seed,
             episodes: play.episodes,
         };
-        tasks.push(Task { trained, hardship: None, mode, key: key("none", 0.0) });
+        let player = Player::Trained(trained);
+        tasks.push(Task { player, hardship: None, mode, key: key("none", 0.0) });
         for axis in axes {
             for &level in axis.levels.iter().filter(|level| **level != 0.0) {
                 for (label, hardship) in &axis.variants {
                     let hardship = Some(hardship.with_level(level));
-                    tasks.push(Task { trained, hardship, mode, key: key(label, level) });
+                    tasks.push(Task { player, hardship, mode, key: key(label, level) });
                 }
             }
         }
     }
-    tasks
+    Ok(tasks)
+}
+
+/// Random actions in the unperturbed world; nothing where actions have no uniform law.
+fn uniform(config: &ExperimentConfig, play: Play) -> Result<Option<Task<'_>>> {
+    let world = config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+    if let Err(error) = UniformPolicy::new(world.spec()) {
+        tracing::warn!("there is no random policy to measure drops of return by: {error}");
+        return Ok(None);
+    }
+    let key = Key::uniform(checksum(&config.env)?, play.seed, play.episodes);
+    Ok(Some(Task { player: Player::Uniform(config), hardship: None, mode: ActMode::Sample, key }))
+}
+
+/// Checksum of the settings of a world.
+fn checksum(env: &EnvConfig) -> Result<u32> {
+    let text = toml::to_string(env).map_err(|e| Failure::caused("cannot write down the settings of the world", e))?;
+    Ok(crc32c::crc32c(text.as_bytes()))
 }
 
 fn evaluate(task: &Task<'_>) -> Result<Cell> {
     // One thread of its own: a cell is small, and several run side by side.
     build::thread_pool(1)?.install(|| {
-        let mut config = task.trained.config.clone();
+        let mut config = match task.player {
+            Player::Trained(trained) => trained.config.clone(),
+            Player::Uniform(config) => config.clone(),
+        };
         config.eval.seed = task.key.seed;
         let ground = Ground::of(&config)?;
         let perturbations: Vec<PerturbationConfig> = match &task.hardship {
@@ -130,16 +173,22 @@ fn evaluate(task: &Task<'_>) -> Result<Cell> {
         };
         let mut evaluator = Evaluator::new(&config, &ground, &perturbations, task.key.episodes, task.mode)?;
         let spec = evaluator.spec().clone();
-        let mut learner = build::learner(&config, &ground, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
-        let fits = learner.load_state(&task.trained.checkpoint.learner);
-        fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", task.trained.run), e))?;
-        if let Some(Hardship::Attack(attack)) = &task.hardship {
-            let seeds = SeedTree::new(task.key.seed).child("attack");
-            if !learner.set_attack(Some((attack, seeds))) {
-                return Err(Failure::run(format!("the policy of {} cannot be attacked", task.trained.run)));
+        let episodes = match task.player {
+            Player::Uniform(_) => {
+                let mut policy = UniformPolicy::new(&spec).map_err(|e| Failure::caused("cannot act at random", e))?;
+                evaluator.play(&mut policy)?
             }
-        }
-        let (_, episodes) = evaluator.run(learner.as_mut(), Source::Eval, task.key.step)?;
+            Player::Trained(trained) => {
+                let mut learner = trained.learner(&config, &ground, &spec)?;
+                if let Some(Hardship::Attack(attack)) = &task.hardship {
+                    let seeds = SeedTree::new(task.key.seed).child("attack");
+                    if !learner.set_attack(Some((attack, seeds))) {
+                        return Err(Failure::run(format!("the policy of {} cannot be attacked", trained.run)));
+                    }
+                }
+                evaluator.play(learner.policy())?
+            }
+        };
         Ok(Cell { key: task.key.clone(), scores: cell::scores(&spec, &episodes) })
     })
 }
@@ -155,9 +204,9 @@ impl Writer<'_> {
         let mut records = Vec::new();
         if self.names.is_empty() {
             self.names = cell.scores.keys().cloned().collect();
-            records.push(cell::header(&[], &self.names));
+            records.push(cell::header(&self.names));
         }
-        records.push(cell::record(&[], cell, &self.names));
+        records.push(cell::record(cell, &self.names));
         self.log.append(&cell::lines(&records))
     }
 }

@@ -23,11 +23,13 @@ pub struct Method {
 
 /// Cells, ready to be asked.
 pub struct Report<'a> {
-    methods: &'a [Method],
-    axes: &'a [Axis],
+    pub(super) methods: &'a [Method],
+    pub(super) axes: &'a [Axis],
     baseline: usize,
     metric: &'a str,
     scores: BTreeMap<(&'a str, &'a str, &'a str), Score>,
+    /// Mean of the score under random actions, if they were played.
+    pub(super) uniform: Option<f64>,
     environment: &'a str,
 }
 
@@ -39,7 +41,9 @@ Differences are to the baseline, paired by seed, on the same episodes. P(better)
 method has a larger AUC than one of the baseline (1/2 for equal ones). IQM: mean of the middle half. Worst tenth:
 mean over the tenth of the episodes with the lowest return, at the level where it is lowest. Crosses at: the first
 level at which the method's mean rises above the baseline's. Nominal cost: the baseline's return without
-perturbation minus the method's, in per cent of the baseline's size.";
+perturbation minus the method's, in per cent of the baseline's size. Relative drop: the return without
+perturbation minus that at the level, over the distance of the former from the return of uniformly random actions in
+the same episodes, means over seeds: 0 is no loss, 1 is the loss of everything that was learned.";
 
 impl<'a> Report<'a> {
     /// The cells of `methods` over `axes`, by their score `metric`.
@@ -48,10 +52,11 @@ impl<'a> Report<'a> {
             let key = (cell.key.run.as_str(), cell.key.axis.as_str(), cell.key.level.as_str());
             cell.scores.get(metric).map(|score| (key, *score))
         };
-        Self { methods, axes, baseline, metric, scores: cells.iter().filter_map(score).collect(), environment }
+        let uniform = cells.iter().find(|cell| cell.key.is_uniform()).and_then(|cell| Some(cell.scores.get(metric)?.mean));
+        Self { methods, axes, baseline, metric, scores: cells.iter().filter_map(score).collect(), uniform, environment }
     }
 
-    fn score(&self, run: &str, axis: &Axis, level: f64) -> Option<Score> {
+    pub(super) fn score(&self, run: &str, axis: &Axis, level: f64) -> Option<Score> {
         let level_text = level.to_string();
         let at = |label: &str| self.scores.get(&(run, label, level_text.as_str())).copied();
         if level == 0.0 {
@@ -89,9 +94,10 @@ impl<'a> Report<'a> {
         ours.iter().filter_map(|(seed, value)| Some(value - other.get(seed)?)).collect()
     }
 
-    /// The tables: one per axis, then all axes together.
+    /// The tables: those of each axis, then all axes together.
     pub fn sections(&self) -> Vec<Section> {
-        let mut sections: Vec<Section> = self.axes.iter().map(|axis| self.axis_section(axis)).collect();
+        let of_axis = |axis| [Some(self.axis_section(axis)), self.drop_section(axis)].into_iter().flatten();
+        let mut sections: Vec<Section> = self.axes.iter().flat_map(of_axis).collect();
         sections.push(self.total_section());
         sections
     }
@@ -230,7 +236,7 @@ impl<'a> Report<'a> {
     }
 }
 
-fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
+pub(super) fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
     match (value, interval) {
         (None, _) => "-".to_string(),
         (Some(value), None) => format!("{value:.3}"),
@@ -309,6 +315,29 @@ mod tests {
         let map = report.heat_map();
         assert_eq!((map.rows, map.marked), (vec!["robust".to_string()], vec![vec![true]]));
         assert!((map.values[0][0].unwrap() - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn drops_are_measured_by_random_actions() {
+        let (methods, axes, mut cells) = example();
+        // Without them there is nothing to measure by.
+        assert_eq!(Report::new(&methods, &axes, 0, &cells, "r", "world").sections().len(), 2);
+        let score = Score { mean: 2.0, worst_decile: 0.0 };
+        cells.push(Cell { key: Key::uniform(7, 0, 10), scores: [("r".to_string(), score)].into() });
+        let report = Report::new(&methods, &axes, 0, &cells, "r", "world");
+        let sections = report.sections();
+        assert_eq!((sections[1].title.as_str(), sections[1].header.len()), ("observation_noise: relative drop", 4));
+        // From 12, on average over the seeds, by 2 and 6 of the 10 above random; from 11 by 1 and 3 of 9.
+        for (row, drops) in [(0, ["0.200", "0.600"]), (1, ["0.111", "0.333"])] {
+            let found = &sections[1].rows[row][2..];
+            assert!(found.iter().zip(drops).all(|(found, drop)| found.starts_with(&format!("{drop} ["))), "{found:?}");
+        }
+        let table = String::from_utf8(report.summary().csv()).unwrap();
+        let line = table.lines().find(|l| l.starts_with("robust,observation_noise,0.3,5,8,")).unwrap();
+        let numbers: Vec<f64> = line.split(',').skip(6).map(|n| n.parse().unwrap()).collect();
+        // Starts differ by 4 between seeds, so that the drop of 3 is a third to more of what was learned.
+        assert!((numbers[0] - 3.0 / 9.0).abs() < 1e-12 && numbers[1] < numbers[0] && numbers[0] < numbers[2], "{numbers:?}");
+        assert!(numbers[1] >= 3.0 / 11.0 && numbers[2] <= 3.0 / 7.0, "{numbers:?}");
     }
 
     #[test]
