@@ -27,7 +27,7 @@ pub use perturb::{PerturbationConfig, Perturbed};
 pub use reward_fn::{RewardFn, Transition, TransitionBatch};
 pub use rollout::{
     ActMode, ActionBatch, ActionsMut, EpisodeLog, EpisodeStats, ObservationBatch, Policy, RolloutBatch, RolloutEngine, RolloutOptions,
-    TokenRowsMut, UniformPolicy, VectorEnv,
+    StepRewards, TokenRowsMut, UniformPolicy, VectorEnv,
 };
 pub use seed::{Rng, SeedTree};
 pub use snapshot::{SnapshotReader, SnapshotWriter};

@@ -1,7 +1,7 @@
 //! Evaluation of a policy in fixed episodes.
 
 use steadfast_agents::Learner;
-use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, Policy, RolloutEngine, RolloutOptions, SeedTree};
+use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, Policy, RolloutEngine, RolloutOptions, SeedTree, StepRewards};
 
 use super::build::{self, Ground};
 use crate::config::ExperimentConfig;
@@ -55,6 +55,14 @@ impl Evaluator {
     /// [`Failure::Run`] if the world or the policy fails.
     pub fn play(&mut self, policy: &mut dyn Policy) -> Result<EpisodeLog> {
         self.engine.evaluate(policy, self.episodes, self.mode).map_err(|e| Failure::caused("playing the episodes failed", e))
+    }
+
+    /// As [`Evaluator::play`], and keeps the rewards of every step.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world or the policy fails.
+    pub fn play_steps(&mut self, policy: &mut dyn Policy) -> Result<(EpisodeLog, StepRewards)> {
+        self.engine.evaluate_steps(policy, self.episodes, self.mode).map_err(|e| Failure::caused("playing the episodes failed", e))
     }
 
     /// Plays the episodes and summarises them, with what the learner finds in them. Of what both the world and the learner

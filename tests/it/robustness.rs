@@ -83,6 +83,21 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     // Another axis adds its cells; another number of episodes is another cell.
     let wider = place.succeed(&sweep(&runs[..2], &["--axis", "{ malicious_action = { count = 1 } }=1"]));
     assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=11"), "{}", wider.err);
+    // From a burst agents can recover; its cells stand beside the others.
+    let axis = "{ observation_noise = { schedule = { burst = { start = 1, length = 1 } } } }=3";
+    let burst = place.succeed(&sweep(&runs[..2], &["--axis", axis]));
+    assert!(burst.out.contains("recovery (steps)") && burst.err.contains("finished=11"), "{}{}", burst.out, burst.err);
+    let summary = String::from_utf8(place.read("sweeps/robustness/summary.csv")).unwrap();
+    assert!(summary.lines().next().unwrap().ends_with(",recovery_steps,recovery_steps_ci95,recovery_censored"), "{summary}");
+    let steps: f64 = summary.lines().last().unwrap().rsplit(',').nth(2).unwrap().parse().unwrap();
+    assert!((0.0..=5.0).contains(&steps), "{summary}");
+    // A log without a column that a cell needs is written anew, with all its cells.
+    let cells = String::from_utf8(place.read("sweeps/robustness/cells.csv")).unwrap();
+    let cut = |line: &str| line.rsplitn(3, ',').last().unwrap().to_string() + "\n";
+    place.write("sweeps/robustness/cells.csv", &cells.lines().map(cut).collect::<String>());
+    let old = place.succeed(&sweep(&runs[..2], &[]));
+    assert_eq!(old.err, "", "nothing is played again");
+    assert_eq!(String::from_utf8(place.read("sweeps/robustness/cells.csv")).unwrap().lines().next(), cells.lines().next());
     // Another policy in the place of an earlier one is played anew.
     std::fs::remove_dir_all(place.path(&runs[0])).unwrap();
     let mut arguments = vec!["train", TINY, "name=plain", "seed=9", "regularizer=none", "--output", &runs[0]];

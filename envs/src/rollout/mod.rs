@@ -4,6 +4,7 @@ mod batch;
 mod engine;
 mod episode;
 mod policy;
+mod step_rewards;
 mod uniform;
 mod vector;
 
@@ -11,5 +12,6 @@ pub use batch::RolloutBatch;
 pub use engine::{RolloutEngine, RolloutOptions};
 pub use episode::{EpisodeLog, EpisodeStats};
 pub use policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, Policy, TokenRowsMut};
+pub use step_rewards::StepRewards;
 pub use uniform::UniformPolicy;
 pub use vector::{StepBuffers, VectorEnv};

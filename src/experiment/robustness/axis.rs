@@ -118,6 +118,11 @@ impl Axis {
         self
     }
 
+    /// True if strengths have a course over an episode from which agents can recover.
+    pub fn has_recovery(&self) -> bool {
+        matches!(&self.hardship, Hardship::Perturbation(perturbation) if perturbation.schedule().recovery_start().is_some())
+    }
+
     /// What the horizontal axis of a picture shows.
     pub fn quantity(&self) -> String {
         match &self.hardship {

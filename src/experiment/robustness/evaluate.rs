@@ -7,14 +7,15 @@ use steadfast_agents::Learner;
 use steadfast_envs::{ActMode, EnvConfig, EnvSpec, PerturbationConfig, SeedTree, UniformPolicy};
 
 use super::axis::{Axis, Hardship};
-use super::cell::{self, CELLS, Cell, Key};
+use super::cell::{self, CELLS, Cell, Columns, Key};
+use super::recovery::recovery;
 use crate::config::ExperimentConfig;
 use crate::experiment::build::{self, Ground};
 use crate::experiment::evaluate::Evaluator;
 use crate::experiment::parallel::in_parallel;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::Checkpoint;
-use crate::run::log::LogFile;
+use crate::run::log::{LogFile, write_whole};
 use crate::terminal::CellLine;
 
 /// A trained policy.
@@ -72,23 +73,17 @@ struct Task<'a> {
 /// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
 /// log.
 pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: Play, jobs: usize) -> Result<Vec<Cell>> {
-    let path = directory.join(CELLS);
-    let mut log = LogFile::open(&path)?;
-    let text = std::fs::read(&path).map_err(|e| Failure::file("read", &path, e))?;
-    let known = cell::parse(&path, &text)?;
-    // What a process that was killed left of its last line.
-    let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    log.truncate(finished as u64)?;
-    let tasks = tasks(runs, axes, play)?;
+    let Some(first) = runs.first() else { return Ok(Vec::new()) };
+    let world = first.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+    let (known, mut writer) = Writer::open(&directory.join(CELLS), world.spec())?;
+    let tasks = tasks(runs, axes, play, world.spec())?;
     let mut done: BTreeMap<Key, Cell> = known.into_iter().map(|cell| (cell.key.clone(), cell)).collect();
     let pending: Vec<&Task<'_>> = tasks.iter().filter(|task| !done.contains_key(&task.key)).collect();
     if !pending.is_empty() {
         let finished = tasks.len() - pending.len();
         tracing::info!(cells = tasks.len(), finished, jobs, "evaluating; the same command continues a stopped sweep");
     }
-    let names = names_in(&text[..finished]).unwrap_or_default();
     let mut line = CellLine::new(tasks.len(), tasks.len() - pending.len());
-    let mut writer = Writer { log: &mut log, names };
     let report = |task: &&Task<'_>, outcome: Result<Cell>| {
         let cell = outcome.map_err(|failure| failure.during(&format!("{} under {} failed", task.key.run, in_words(&task.key))))?;
         writer.write(&cell)?;
@@ -106,10 +101,10 @@ fn in_words(key: &Key) -> String {
 }
 
 /// Random actions in the unperturbed world, that world once per run, then every axis at every level but 0.
-fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Result<Vec<Task<'a>>> {
+fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play, spec: &EnvSpec) -> Result<Vec<Task<'a>>> {
     let mut tasks = Vec::new();
     if let Some(first) = runs.first() {
-        tasks.extend(uniform(&first.config, play)?);
+        tasks.extend(uniform(&first.config, play, spec)?);
     }
     for trained in runs {
         let mode = play.mode.unwrap_or(trained.config.eval.mode);
@@ -142,9 +137,8 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Result<Vec<Task<
 }
 
 /// Random actions in the unperturbed world; nothing where actions have no uniform law.
-fn uniform(config: &ExperimentConfig, play: Play) -> Result<Option<Task<'_>>> {
-    let world = config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
-    if let Err(error) = UniformPolicy::new(world.spec()) {
+fn uniform<'a>(config: &'a ExperimentConfig, play: Play, spec: &EnvSpec) -> Result<Option<Task<'a>>> {
+    if let Err(error) = UniformPolicy::new(spec) {
         tracing::warn!("there is no random policy to measure drops of return by: {error}");
         return Ok(None);
     }
@@ -167,16 +161,19 @@ fn evaluate(task: &Task<'_>) -> Result<Cell> {
         };
         config.eval.seed = task.key.seed;
         let ground = Ground::of(&config)?;
+        let evaluator =
+            |perturbations: &[PerturbationConfig]| Evaluator::new(&config, &ground, perturbations, task.key.episodes, task.mode);
         let perturbations: Vec<PerturbationConfig> = match &task.hardship {
             Some(Hardship::Perturbation(perturbation)) => vec![perturbation.clone()],
             _ => Vec::new(),
         };
-        let mut evaluator = Evaluator::new(&config, &ground, &perturbations, task.key.episodes, task.mode)?;
-        let spec = evaluator.spec().clone();
+        let mut hard = evaluator(&perturbations)?;
+        let spec = hard.spec().clone();
+        let mut numbers = BTreeMap::new();
         let episodes = match task.player {
             Player::Uniform(_) => {
                 let mut policy = UniformPolicy::new(&spec).map_err(|e| Failure::caused("cannot act at random", e))?;
-                evaluator.play(&mut policy)?
+                hard.play(&mut policy)?
             }
             Player::Trained(trained) => {
                 let mut learner = trained.learner(&config, &ground, &spec)?;
@@ -186,35 +183,58 @@ fn evaluate(task: &Task<'_>) -> Result<Cell> {
                         return Err(Failure::run(format!("the policy of {} cannot be attacked", trained.run)));
                     }
                 }
-                evaluator.play(learner.policy())?
+                match perturbations.iter().find_map(|p| p.schedule().recovery_start()) {
+                    None => hard.play(learner.policy())?,
+                    Some(start) => {
+                        let (_, nominal) = evaluator(&[])?.play_steps(learner.policy())?;
+                        let (episodes, disturbed) = hard.play_steps(learner.policy())?;
+                        for (team, agents) in cell::teams(&spec) {
+                            if let Some(found) = recovery(&nominal, &disturbed, &agents, start, spec.horizon) {
+                                let values = [found.steps as f64, f64::from(u8::from(found.is_censored))];
+                                numbers.extend(cell::recovery_names(&team).into_iter().zip(values));
+                            }
+                        }
+                        episodes
+                    }
+                }
             }
         };
-        Ok(Cell { key: task.key.clone(), scores: cell::scores(&spec, &episodes) })
+        Ok(Cell { key: task.key.clone(), scores: cell::scores(&spec, &episodes), numbers })
     })
 }
 
-/// Appends cells to the log; the first one decides on the columns.
-struct Writer<'a> {
-    log: &'a mut LogFile,
-    names: Vec<String>,
+/// Appends cells to their log.
+struct Writer {
+    log: LogFile,
+    columns: Columns,
 }
 
-impl Writer<'_> {
-    fn write(&mut self, cell: &Cell) -> Result<()> {
-        let mut records = Vec::new();
-        if self.names.is_empty() {
-            self.names = cell.scores.keys().cloned().collect();
-            records.push(cell::header(&self.names));
+impl Writer {
+    /// Opens the log of a world, new or begun, and reads the cells that it has.
+    fn open(path: &Path, spec: &EnvSpec) -> Result<(Vec<Cell>, Self)> {
+        let text = match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(|e| Failure::file("read", path, e))?,
+        };
+        let known = cell::parse(path, &text)?;
+        let mut columns = Columns::of(spec);
+        columns.extend(&known);
+        let header = cell::lines(&[columns.header()]);
+        // What a process that was killed left of its last line.
+        let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+        if !text.starts_with(&header) {
+            // A new log, or one of another world or an earlier version, which lacks columns.
+            let records: Vec<Vec<String>> =
+                std::iter::once(columns.header()).chain(known.iter().map(|cell| cell::record(cell, &columns))).collect();
+            write_whole(path, &cell::lines(&records))?;
+            return Ok((known, Self { log: LogFile::open(path)?, columns }));
         }
-        records.push(cell::record(cell, &self.names));
-        self.log.append(&cell::lines(&records))
+        let mut log = LogFile::open(path)?;
+        log.truncate(finished as u64)?;
+        Ok((known, Self { log, columns }))
     }
-}
 
-/// Names of the scores in the header of a log; nothing without a header.
-fn names_in(text: &[u8]) -> Option<Vec<String>> {
-    let mut reader = csv::Reader::from_reader(text);
-    let header = reader.headers().ok()?.clone();
-    let names: Vec<String> = header.iter().filter_map(|h| h.strip_suffix("_worst_decile")).map(str::to_string).collect();
-    (!names.is_empty()).then_some(names)
+    fn write(&mut self, cell: &Cell) -> Result<()> {
+        self.log.append(&cell::lines(&[cell::record(cell, &self.columns)]))
+    }
 }

@@ -13,6 +13,7 @@
 pub mod axis;
 pub mod cell;
 pub mod evaluate;
+pub mod recovery;
 pub mod report;
 mod summary;
 pub mod tidy;

@@ -1,11 +1,12 @@
 //! What finished cells say of each method at each level.
 
 use super::axis::Axis;
+use super::cell::recovery_names;
 use super::report::{Method, Report, with_interval};
 use super::tidy::{Tidy, Values};
 use crate::plot::aggregate::interval;
 use crate::plot::page::Section;
-use crate::plot::stats::Summary;
+use crate::plot::stats::{Summary, plus_minus};
 
 /// An estimate and its interval, where there is one.
 type Estimate = (Option<f64>, Option<(f64, f64)>);
@@ -41,6 +42,39 @@ impl Report<'_> {
         Some(Section { title: format!("{}: relative drop", axis.label), header: header.collect(), rows })
     }
 
+    /// Recovery times of a method's runs at a level, and how many of them are censored.
+    fn recovery(&self, method: &Method, axis: &Axis, level: f64) -> (Option<Summary>, usize) {
+        // Whose rewards the metric looks at; the world's own numbers are not rewards.
+        let group = self.metric.strip_prefix("return_").filter(|group| *group != "team_sum");
+        let [time, is_censored] = recovery_names(group.unwrap_or("agent_mean"));
+        let of = |name: &str| -> Vec<f64> {
+            if axis.has_recovery() {
+                method.runs.values().filter_map(|run| self.number(run, &axis.label, level, name)).collect()
+            } else {
+                Vec::new()
+            }
+        };
+        (Summary::of(&of(&time)), of(&is_censored).iter().filter(|v| **v > 0.0).count())
+    }
+
+    /// Recovery times on an axis; nothing if there is nothing to recover from.
+    pub(super) fn recovery_section(&self, axis: &Axis) -> Option<Section> {
+        if !axis.has_recovery() {
+            return None;
+        }
+        let levels = || axis.levels.iter().copied().filter(|level| *level != 0.0);
+        let header = ["method".to_string(), "seeds".to_string()].into_iter().chain(levels().map(|level| level.to_string()));
+        let row = |method: &Method| {
+            let times = levels().map(|level| match self.recovery(method, axis, level) {
+                (Some(time), censored) if censored > 0 => format!("≥ {} ({censored} of {} not back)", plus_minus(Some(time)), time.n),
+                (time, _) => plus_minus(time),
+            });
+            [method.label.clone(), method.runs.len().to_string()].into_iter().chain(times).collect()
+        };
+        let rows = self.methods.iter().map(row).collect();
+        Some(Section { title: format!("{}: recovery (steps)", axis.label), header: header.collect(), rows })
+    }
+
     /// A row per method, axis and level: means over training seeds, with their intervals.
     pub fn summary(&self) -> Tidy {
         let mut rows = Vec::new();
@@ -66,6 +100,14 @@ impl Report<'_> {
         table.push("relative_drop", Values::Real(drops.iter().map(|(value, _)| *value).collect()));
         table.push("relative_drop_low", Values::Real(drops.iter().map(|(_, interval)| Some(interval.as_ref()?.0)).collect()));
         table.push("relative_drop_high", Values::Real(drops.iter().map(|(_, interval)| Some(interval.as_ref()?.1)).collect()));
+        if self.axes.iter().any(Axis::has_recovery) {
+            let times: Vec<(Option<Summary>, usize)> =
+                rows.iter().map(|(axis, method, level)| self.recovery(method, axis, *level)).collect();
+            table.push("recovery_steps", Values::Real(times.iter().map(|(time, _)| Some(time.as_ref()?.mean)).collect()));
+            table.push("recovery_steps_ci95", Values::Real(times.iter().map(|(time, _)| finite(time.as_ref()?.half_width)).collect()));
+            let censored = |(time, censored): &(Option<Summary>, usize)| time.as_ref().map(|_| *censored as u64);
+            table.push("recovery_censored", Values::Whole(times.iter().map(censored).collect()));
+        }
         table
     }
 }
