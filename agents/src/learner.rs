@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use steadfast_envs::{Policy, RolloutBatch, SeedTree};
+use steadfast_envs::{ObservationBatch, Policy, RolloutBatch, SeedTree};
 
 use crate::AgentError;
 use crate::regularizers::attack::ObservationAttackConfig;
+use crate::regularizers::bound::Bracket;
 
 /// Named numbers of one update, in a fixed order: `group/name` and value.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -169,6 +170,21 @@ pub trait Learner: Send {
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         let _ = attack;
         false
+    }
+
+    /// As [`Learner::set_attack`], by an attacker who shows the policy what its critic values least; see
+    /// [`crate::regularizers::value_attack`]. Returns false if there is no critic of what the policy observes.
+    fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        let _ = attack;
+        false
+    }
+
+    /// Bounds of the change of the policy's outputs (logits, means or values) per unit of change of an agent's observation, in
+    /// Euclidean lengths and in the environment's units, over balls of `radius` around the observations. Of several networks
+    /// the most sensitive one counts. Nothing if the policy is no network of the observation.
+    fn lipschitz_bracket(&mut self, observations: &ObservationBatch<'_>, radius: f64, seeds: SeedTree) -> Option<Bracket> {
+        let _ = (observations, radius, seeds);
+        None
     }
 
     /// Improves the policy. `progress` is the fraction of the run that was done before the batch was

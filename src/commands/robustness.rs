@@ -53,9 +53,10 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
         Mode::Greedy => ActMode::Greedy,
         Mode::Sample => ActMode::Sample,
     });
-    let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode };
+    let radii = arguments.lipschitz_radius.clone();
+    let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode, radii };
     let jobs = super::sweep::jobs(arguments);
-    let cells = evaluate::cells(&directory, &trained, &axes, play, jobs)?;
+    let cells = evaluate::cells(&directory, &trained, &axes, &play, jobs)?;
     let environment = environments(&data);
     let report = Report::new(&methods, &axes, baseline, &cells, &arguments.metric, &environment);
     print(&write(&directory, &report, &methods, &axes, &cells, arguments, &environment)?)
@@ -83,6 +84,9 @@ fn check(runs: &[Trained], axes: &[Axis]) -> Result<()> {
         ));
     }
     for axis in axes {
+        if let Hardship::Attack(target, attack) = &axis.hardship {
+            runs.iter().try_for_each(|run| run.check_attack(*target, attack))?;
+        }
         for &level in &axis.levels {
             let Hardship::Perturbation(perturbation) = axis.hardship.with_level(level) else { continue };
             let world = first.config.env.build().map_err(|e| Failure::usage(e.to_string(), "give runs of worlds that can be perturbed"))?;
@@ -131,7 +135,8 @@ fn write(
 ) -> Result<String> {
     write_whole(&directory.join("results.csv"), &cell::table(cells, owner(methods)).csv())?;
     write_whole(&directory.join("summary.csv"), &report.summary().csv())?;
-    let sections = report.sections();
+    let mut sections = report.sections();
+    sections.push(report.lipschitz_section(&arguments.lipschitz_radius));
     let mut text = String::new();
     for section in &sections {
         let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
@@ -213,6 +218,8 @@ fn command(arguments: &SweepArgs) -> String {
         Some(Mode::Sample) => words.push("--mode sample".to_string()),
         None => {}
     }
+    let radii: Vec<String> = arguments.lipschitz_radius.iter().map(ToString::to_string).collect();
+    words.push(format!("--lipschitz-radius {}", radii.join(",")));
     words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));
     words.extend(arguments.output.iter().map(|path| format!("--output {}", quoted(&path.display().to_string()))));
     words.join(" ")

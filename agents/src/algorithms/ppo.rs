@@ -41,8 +41,10 @@ use crate::nn::{
     squared_norm,
 };
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::bound::{Bracket, bracket};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::spectral::UpperBound;
+use crate::regularizers::value_attack::ValueAttack;
 use crate::regularizers::{Observed, PenaltyGradients, Regularizer, RegularizerConfig};
 use crate::returns::{Trajectories, generalized_advantages};
 
@@ -372,6 +374,7 @@ struct Group {
     act_evaluation: Evaluation,
     workspace: Workspace,
     attack: Option<ObservationAttack>,
+    value_attack: Option<ValueAttack>,
     /// One environment unit of each observed feature in network input units.
     attack_unit: Vec<f32>,
 }
@@ -581,12 +584,18 @@ impl Group {
             act_evaluation: Evaluation::default(),
             workspace: Workspace::default(),
             attack: None,
+            value_attack: None,
             attack_unit: Vec::new(),
         })
     }
 
     fn input(&self) -> usize {
         self.observation + self.index
+    }
+
+    /// One environment unit of each observed feature in network input units.
+    fn observation_unit(&self, normalize: bool) -> Vec<f32> {
+        self.norm.std().iter().map(|std| if normalize { std.recip() } else { 1.0 }).collect()
     }
 
     /// Appends network inputs for observations `[row, all agents, width]` to `out`.
@@ -627,16 +636,20 @@ impl Policy for Ppo {
             group.gather_inputs(observations.observations, n_agents, observations.width, normalize, &mut inputs);
             group.act_outputs.resize(rows * group.policy.net.output(), 0.0);
             group.policy.net.forward(&inputs, rows, &mut group.act_outputs, &mut group.workspace);
-            if let Some(attack) = &mut group.attack {
-                let observed = Observed {
-                    rows,
-                    inputs: &inputs,
-                    unit: &group.attack_unit,
-                    limit: normalize.then_some(OBSERVATION_CLIP),
-                    outputs: &group.act_outputs,
-                    head: &group.policy.head,
-                };
-                let moved = attack.perturb(&group.policy.net, &observed);
+            let observed = Observed {
+                rows,
+                inputs: &inputs,
+                unit: &group.attack_unit,
+                limit: normalize.then_some(OBSERVATION_CLIP),
+                outputs: &group.act_outputs,
+                head: &group.policy.head,
+            };
+            let moved = match (&mut group.attack, &mut group.value_attack) {
+                (Some(attack), _) => Some(attack.perturb(&group.policy.net, &observed)),
+                (None, Some(attack)) => Some(attack.perturb(&group.critic.net, &observed)),
+                (None, None) => None,
+            };
+            if let Some(moved) = moved {
                 group.policy.net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
             }
             group.act_inputs = inputs;
@@ -768,9 +781,39 @@ impl Learner for Ppo {
         let normalize = self.config.normalize_observations;
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
-            group.attack_unit = group.norm.std().iter().map(|std| if normalize { std.recip() } else { 1.0 }).collect();
+            group.attack_unit = group.observation_unit(normalize);
         }
         true
+    }
+
+    fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        // A critic of the global state does not see what the attacker changes.
+        if self.config.critic == Critic::Central {
+            return false;
+        }
+        let normalize = self.config.normalize_observations;
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            group.value_attack = attack.map(|(config, seeds)| ValueAttack::new(config, seeds.index(i as u64).rng()));
+            group.attack_unit = group.observation_unit(normalize);
+        }
+        true
+    }
+
+    fn lipschitz_bracket(&mut self, observations: &ObservationBatch<'_>, radius: f64, seeds: SeedTree) -> Option<Bracket> {
+        let normalize = self.config.normalize_observations;
+        let mut widest = Bracket::default();
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            let (rows, unit) = (observations.n_slots * group.agents.len(), group.observation_unit(normalize));
+            let mut inputs = std::mem::take(&mut group.act_inputs);
+            group.gather_inputs(observations.observations, observations.n_agents, observations.width, normalize, &mut inputs);
+            group.act_outputs.resize(rows * group.policy.net.output(), 0.0);
+            group.policy.net.forward(&inputs, rows, &mut group.act_outputs, &mut group.workspace);
+            let limit = normalize.then_some(OBSERVATION_CLIP);
+            let observed = Observed { rows, inputs: &inputs, unit: &unit, limit, outputs: &group.act_outputs, head: &group.policy.head };
+            widest = widest.max(bracket(&group.policy.net, &observed, radius, seeds.index(i as u64).rng()));
+            group.act_inputs = inputs;
+        }
+        Some(widest)
     }
 
     fn state(&self) -> StateDict {

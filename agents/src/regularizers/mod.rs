@@ -2,9 +2,11 @@
 
 pub mod attack;
 mod ball;
+pub mod bound;
 pub mod lipschitz;
 pub mod spectral;
 mod stackelberg;
+pub mod value_attack;
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;

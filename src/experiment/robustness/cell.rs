@@ -121,9 +121,15 @@ pub fn recovery_names(team: &str) -> [String; 2] {
     [format!("recovery_{team}"), format!("recovery_{team}_is_censored")]
 }
 
+/// The axis of cells that hold the bounds of a policy's Lipschitz constant, over balls whose radius is the level.
+pub const LIPSCHITZ: &str = "lipschitz";
+/// Names of these bounds: from below by ascent, from above by linear bounds, by intervals and by spectral norms.
+pub const LIPSCHITZ_BOUNDS: [&str; 4] = ["lipschitz_lower", "lipschitz_linear", "lipschitz_interval", "lipschitz_product"];
+
 /// Names of the numbers that cells of a world may have.
 pub fn number_names(spec: &EnvSpec) -> Vec<String> {
-    teams(spec).iter().flat_map(|(team, _)| recovery_names(team)).collect()
+    let recovery = teams(spec).into_iter().flat_map(|(team, _)| recovery_names(&team));
+    recovery.chain(LIPSCHITZ_BOUNDS.map(str::to_string)).collect()
 }
 
 /// Names of the scores that a world has.

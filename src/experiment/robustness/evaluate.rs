@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use steadfast_agents::Learner;
-use steadfast_envs::{ActMode, EnvConfig, EnvSpec, PerturbationConfig, SeedTree, UniformPolicy};
+use steadfast_agents::regularizers::attack::ObservationAttackConfig;
+use steadfast_envs::{ActMode, EnvConfig, EnvSpec, ObservationBatch, PerturbationConfig, SeedTree, UniformPolicy};
 
-use super::axis::{Axis, Hardship};
-use super::cell::{self, CELLS, Cell, Columns, Key};
+use super::axis::{Axis, Hardship, Target};
+use super::cell::{self, CELLS, Cell, Columns, Key, LIPSCHITZ, LIPSCHITZ_BOUNDS};
 use super::recovery::recovery;
 use crate::config::ExperimentConfig;
 use crate::experiment::build::{self, Ground};
@@ -28,7 +29,36 @@ pub struct Trained {
     pub checkpoint: Checkpoint,
 }
 
+/// Moments of an evaluation at whose observations Lipschitz constants are bounded.
+const MOMENTS: usize = 64;
+
 impl Trained {
+    /// Makes sure that the policy can be attacked so.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if it cannot be; [`Failure::Run`] if it cannot be built.
+    pub fn check_attack(&self, target: Target, attack: &ObservationAttackConfig) -> Result<()> {
+        let ground = Ground::of(&self.config)?;
+        let world = self.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+        let mut learner = self.learner(&self.config, &ground, world.spec())?;
+        self.attack(learner.as_mut(), target, attack, SeedTree::new(0))
+    }
+
+    /// From now on the policy is attacked.
+    fn attack(&self, learner: &mut dyn Learner, target: Target, attack: &ObservationAttackConfig, seeds: SeedTree) -> Result<()> {
+        let (is_possible, what, help) = match target {
+            Target::Outputs => {
+                let help = "attacks follow the slopes of a policy network; perturbations of the world need none";
+                (learner.set_attack(Some((attack, seeds))), "cannot be attacked", help)
+            }
+            Target::Value => {
+                let help = "its critic must see what the agent sees, as with critic = \"local\"; attack_linf and attack_l2 need no critic";
+                (learner.set_value_attack(Some((attack, seeds))), "cannot be attacked through its value", help)
+            }
+        };
+        if is_possible { Ok(()) } else { Err(Failure::usage(format!("the policy of {} {what}", self.run), help)) }
+    }
+
     /// The learner as it was saved, for worlds of `config`, which may differ from the run's own in what is evaluated.
     fn learner(&self, config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Result<Box<dyn Learner>> {
         let mut learner = build::learner(config, ground, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
@@ -39,7 +69,7 @@ impl Trained {
 }
 
 /// How episodes are played.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Play {
     /// Episodes per cell.
     pub episodes: usize,
@@ -47,6 +77,8 @@ pub struct Play {
     pub seed: u64,
     /// How actions are chosen; as the run says if absent.
     pub mode: Option<ActMode>,
+    /// Radii of the balls over which Lipschitz constants are bounded.
+    pub radii: Vec<f64>,
 }
 
 /// Who acts in a cell.
@@ -58,10 +90,18 @@ enum Player<'a> {
     Uniform(&'a ExperimentConfig),
 }
 
+/// What is done.
+enum Work {
+    /// Episodes are played, with a hardship or without.
+    Episodes(Option<Hardship>),
+    /// The Lipschitz constant of the policy is bounded over balls of this radius.
+    Lipschitz(f64),
+}
+
 /// A cell to evaluate.
 struct Task<'a> {
     player: Player<'a>,
-    hardship: Option<Hardship>,
+    work: Work,
     mode: ActMode,
     key: Key,
 }
@@ -72,7 +112,7 @@ struct Task<'a> {
 /// # Errors
 /// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
 /// log.
-pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: Play, jobs: usize) -> Result<Vec<Cell>> {
+pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: &Play, jobs: usize) -> Result<Vec<Cell>> {
     let Some(first) = runs.first() else { return Ok(Vec::new()) };
     let world = first.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
     let (known, mut writer) = Writer::open(&directory.join(CELLS), world.spec())?;
@@ -100,8 +140,9 @@ fn in_words(key: &Key) -> String {
     if key.axis == "none" { "no perturbation".to_string() } else { format!("{} {}", key.axis, key.level) }
 }
 
-/// Random actions in the unperturbed world, that world once per run, then every axis at every level but 0.
-fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play, spec: &EnvSpec) -> Result<Vec<Task<'a>>> {
+/// Random actions in the unperturbed world, that world once per run with the bounds of its policy, then every axis at every
+/// level but 0.
+fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: &Play, spec: &EnvSpec) -> Result<Vec<Task<'a>>> {
     let mut tasks = Vec::new();
     if let Some(first) = runs.first() {
         tasks.extend(uniform(&first.config, play, spec)?);
@@ -123,12 +164,15 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play, spec: &EnvSpec) -> 
             episodes: play.episodes,
         };
         let player = Player::Trained(trained);
-        tasks.push(Task { player, hardship: None, mode, key: key("none", 0.0) });
+        tasks.push(Task { player, work: Work::Episodes(None), mode, key: key("none", 0.0) });
+        for &radius in &play.radii {
+            tasks.push(Task { player, work: Work::Lipschitz(radius), mode, key: key(LIPSCHITZ, radius) });
+        }
         for axis in axes {
             for &level in axis.levels.iter().filter(|level| **level != 0.0) {
                 for (label, hardship) in &axis.variants {
-                    let hardship = Some(hardship.with_level(level));
-                    tasks.push(Task { player, hardship, mode, key: key(label, level) });
+                    let work = Work::Episodes(Some(hardship.with_level(level)));
+                    tasks.push(Task { player, work, mode, key: key(label, level) });
                 }
             }
         }
@@ -137,13 +181,13 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play, spec: &EnvSpec) -> 
 }
 
 /// Random actions in the unperturbed world; nothing where actions have no uniform law.
-fn uniform<'a>(config: &'a ExperimentConfig, play: Play, spec: &EnvSpec) -> Result<Option<Task<'a>>> {
+fn uniform<'a>(config: &'a ExperimentConfig, play: &Play, spec: &EnvSpec) -> Result<Option<Task<'a>>> {
     if let Err(error) = UniformPolicy::new(spec) {
         tracing::warn!("there is no random policy to measure drops of return by: {error}");
         return Ok(None);
     }
     let key = Key::uniform(checksum(&config.env)?, play.seed, play.episodes);
-    Ok(Some(Task { player: Player::Uniform(config), hardship: None, mode: ActMode::Sample, key }))
+    Ok(Some(Task { player: Player::Uniform(config), work: Work::Episodes(None), mode: ActMode::Sample, key }))
 }
 
 /// Checksum of the settings of a world.
@@ -163,43 +207,57 @@ fn evaluate(task: &Task<'_>) -> Result<Cell> {
         let ground = Ground::of(&config)?;
         let evaluator =
             |perturbations: &[PerturbationConfig]| Evaluator::new(&config, &ground, perturbations, task.key.episodes, task.mode);
-        let perturbations: Vec<PerturbationConfig> = match &task.hardship {
+        let hardship = match &task.work {
+            Work::Episodes(hardship) => hardship.as_ref(),
+            Work::Lipschitz(_) => None,
+        };
+        let perturbations: Vec<PerturbationConfig> = match hardship {
             Some(Hardship::Perturbation(perturbation)) => vec![perturbation.clone()],
             _ => Vec::new(),
         };
         let mut hard = evaluator(&perturbations)?;
         let spec = hard.spec().clone();
-        let mut numbers = BTreeMap::new();
-        let episodes = match task.player {
+        let seeds = SeedTree::new(task.key.seed);
+        let mut cell = Cell { key: task.key.clone(), scores: BTreeMap::new(), numbers: BTreeMap::new() };
+        let trained = match task.player {
+            Player::Trained(trained) => trained,
             Player::Uniform(_) => {
                 let mut policy = UniformPolicy::new(&spec).map_err(|e| Failure::caused("cannot act at random", e))?;
-                hard.play(&mut policy)?
-            }
-            Player::Trained(trained) => {
-                let mut learner = trained.learner(&config, &ground, &spec)?;
-                if let Some(Hardship::Attack(attack)) = &task.hardship {
-                    let seeds = SeedTree::new(task.key.seed).child("attack");
-                    if !learner.set_attack(Some((attack, seeds))) {
-                        return Err(Failure::run(format!("the policy of {} cannot be attacked", trained.run)));
-                    }
-                }
-                match perturbations.iter().find_map(|p| p.schedule().recovery_start()) {
-                    None => hard.play(learner.policy())?,
-                    Some(start) => {
-                        let (_, nominal) = evaluator(&[])?.play_steps(learner.policy())?;
-                        let (episodes, disturbed) = hard.play_steps(learner.policy())?;
-                        for (team, agents) in cell::teams(&spec) {
-                            if let Some(found) = recovery(&nominal, &disturbed, &agents, start, spec.horizon) {
-                                let values = [found.steps as f64, f64::from(u8::from(found.is_censored))];
-                                numbers.extend(cell::recovery_names(&team).into_iter().zip(values));
-                            }
-                        }
-                        episodes
-                    }
-                }
+                cell.scores = cell::scores(&spec, &hard.play(&mut policy)?);
+                return Ok(cell);
             }
         };
-        Ok(Cell { key: task.key.clone(), scores: cell::scores(&spec, &episodes), numbers })
+        let mut learner = trained.learner(&config, &ground, &spec)?;
+        if let Work::Lipschitz(radius) = task.work {
+            let visited = hard.visit(learner.policy(), MOMENTS)?;
+            let (n_agents, width) = (spec.n_agents(), spec.observation_width());
+            let n_slots = visited.len() / (n_agents * width);
+            let observations = ObservationBatch { n_slots, n_agents, width, observations: &visited };
+            if let Some(b) = learner.lipschitz_bracket(&observations, radius, seeds.child("lipschitz")) {
+                let values = [b.lower, b.linear, b.interval, b.product];
+                cell.numbers = LIPSCHITZ_BOUNDS.into_iter().map(str::to_string).zip(values).collect();
+            }
+            return Ok(cell);
+        }
+        if let Some(Hardship::Attack(target, attack)) = hardship {
+            trained.attack(learner.as_mut(), *target, attack, seeds.child("attack"))?;
+        }
+        let episodes = match perturbations.iter().find_map(|p| p.schedule().recovery_start()) {
+            None => hard.play(learner.policy())?,
+            Some(start) => {
+                let (_, nominal) = evaluator(&[])?.play_steps(learner.policy())?;
+                let (episodes, disturbed) = hard.play_steps(learner.policy())?;
+                for (team, agents) in cell::teams(&spec) {
+                    if let Some(found) = recovery(&nominal, &disturbed, &agents, start, spec.horizon) {
+                        let values = [found.steps as f64, f64::from(u8::from(found.is_censored))];
+                        cell.numbers.extend(cell::recovery_names(&team).into_iter().zip(values));
+                    }
+                }
+                episodes
+            }
+        };
+        cell.scores = cell::scores(&spec, &episodes);
+        Ok(cell)
     })
 }
 

@@ -48,7 +48,10 @@ the same episodes, means over seeds: 0 is no loss, 1 is the loss of everything t
 the end of a burst, or from an onset, to the first step from which on the reward per step, mean over agents and
 episodes, stays close to that of the same episodes without perturbation at the same time: short of it by at most a
 tenth of the largest shortfall, or by at most three standard errors of the difference. Runs that were not back at the
-horizon count with all steps up to there, so that their mean is a lower bound (≥).";
+horizon count with all steps up to there, so that their mean is a lower bound (≥). Lipschitz constants: largest change
+of the outputs of the policy network (logits or means) over the radius of the ball that observations stay in, Euclidean
+lengths in the world's units, the largest over observations of the unperturbed episodes. The truth is at least what
+ascent finds and at most each upper bound.";
 
 impl<'a> Report<'a> {
     /// The cells of `methods` over `axes`, by their score `metric`.

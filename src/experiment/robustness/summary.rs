@@ -1,7 +1,7 @@
 //! What finished cells say of each method at each level.
 
 use super::axis::Axis;
-use super::cell::recovery_names;
+use super::cell::{LIPSCHITZ, LIPSCHITZ_BOUNDS, recovery_names};
 use super::report::{Method, Report, with_interval};
 use super::tidy::{Tidy, Values};
 use crate::plot::aggregate::interval;
@@ -73,6 +73,22 @@ impl Report<'_> {
         };
         let rows = self.methods.iter().map(row).collect();
         Some(Section { title: format!("{}: recovery (steps)", axis.label), header: header.collect(), rows })
+    }
+
+    /// Bounds of the Lipschitz constants of all runs, per radius.
+    pub fn lipschitz_section(&self, radii: &[f64]) -> Section {
+        let header = ["method", "seed", "radius", "lower: ascent", "upper: linear", "upper: intervals", "upper: spectral norms"];
+        let mut rows = Vec::new();
+        for method in self.methods {
+            for (seed, run) in &method.runs {
+                for &radius in radii {
+                    let bound = |name| self.number(run, LIPSCHITZ, radius, name).map_or_else(|| "-".to_string(), |v| format!("{v:.4}"));
+                    let row = [method.label.clone(), seed.to_string(), radius.to_string()];
+                    rows.push(row.into_iter().chain(LIPSCHITZ_BOUNDS.map(bound)).collect());
+                }
+            }
+        }
+        Section { title: "Lipschitz constants of the policies".to_string(), header: header.map(str::to_string).to_vec(), rows }
     }
 
     /// A row per method, axis and level: means over training seeds, with their intervals.
