@@ -95,6 +95,12 @@ fn seed(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| "seeds are comma-separated numbers, as in 1,2,3".to_string())
 }
 
+/// A radius of a ball.
+fn radius(text: &str) -> Result<f64, String> {
+    let value = text.trim().parse::<f64>().ok().filter(|radius| radius.is_finite() && *radius > 0.0);
+    value.ok_or_else(|| "radii are comma-separated numbers above 0, as in 0.01,0.1".to_string())
+}
+
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -176,6 +182,9 @@ pub struct SweepArgs {
     /// Name of the runs that the others are compared with; those without regulariser if not given
     #[arg(long, value_name = "NAME", requires = "axis")]
     pub baseline: Option<String>,
+    /// Radii of the balls of observations over which the policies' Lipschitz constants are bounded
+    #[arg(long, value_name = "RADIUS,...", value_delimiter = ',', default_value = "0.01,0.1", value_parser = radius, requires = "axis")]
+    pub lipschitz_radius: Vec<f64>,
     /// return_agent_mean, return_team_sum, return_GROUP of a group of agents, or metric_NAME of the world
     #[arg(long, value_name = "NAME", default_value = crate::run::results::DEFAULT_METRIC, requires = "axis")]
     pub metric: String,
@@ -255,7 +264,8 @@ With --axis trained runs are evaluated instead, on the same episodes at every le
 intervals and pictures per perturbation, and one HTML page. Finished cells are never played again.
 An axis is a perturbation (see `steadfast list perturbations`), dynamics.CONSTANT, worst_agent
 (random actions of the one agent, found per run and level, whose malice hurts most), attack_linf or
-attack_l2 (observations changed by projected gradient ascent on the policy), or an inline table.
+attack_l2 (observations changed by projected gradient ascent on the policy), attack_value_linf or
+attack_value_l2 (observations that the policy's critic values least), or an inline table.
 
 Examples:
   steadfast sweep runs/spread-* --axis observation_noise=0.1,0.2,0.4 --axis dynamics.mass=-0.5,1

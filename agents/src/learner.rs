@@ -1,9 +1,10 @@
 //! What every algorithm offers to the program that runs it.
 
-use steadfast_envs::{Policy, RolloutBatch, SeedTree};
+use steadfast_envs::{ObservationBatch, Policy, RolloutBatch, SeedTree};
 
 use crate::regularizers::adversary::AdversarialTrainingConfig;
 use crate::regularizers::attack::ObservationAttackConfig;
+use crate::regularizers::bound::Bracket;
 use crate::{AgentError, StateDict};
 
 /// Named numbers of one update, in a fixed order: `group/name` and value.
@@ -81,6 +82,21 @@ pub trait Learner: Send {
     fn train_against(&mut self, adversary: &AdversarialTrainingConfig, seeds: SeedTree) -> bool {
         let _ = (adversary, seeds);
         false
+    }
+
+    /// As [`Learner::set_attack`], by an attacker who shows the policy what its critic values least; see
+    /// [`crate::regularizers::value_attack`]. Returns false if there is no critic of what the policy observes.
+    fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        let _ = attack;
+        false
+    }
+
+    /// Bounds of the change of the policy's outputs (logits, means or values) per unit of change of an agent's observation, in
+    /// Euclidean lengths and in the environment's units, over balls of `radius` around the observations. Of several networks
+    /// the most sensitive one counts. Nothing if the policy is no network of the observation.
+    fn lipschitz_bracket(&mut self, observations: &ObservationBatch<'_>, radius: f64, seeds: SeedTree) -> Option<Bracket> {
+        let _ = (observations, radius, seeds);
+        None
     }
 
     /// Improves the policy. `progress` is the fraction of the run that was done before the batch was

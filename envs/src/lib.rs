@@ -27,7 +27,7 @@ pub use perturb::{PerturbationConfig, Perturbed};
 pub use reward_fn::{RewardFn, Transition, TransitionBatch};
 pub use rollout::{
     ActMode, ActionBatch, ActionsMut, EpisodeLog, EpisodeStats, ObservationBatch, ObservationBatchMut, Policy, RolloutBatch, RolloutEngine,
-    RolloutOptions, TokenRowsMut, VectorEnv,
+    RolloutOptions, StepRewards, TokenRowsMut, UniformPolicy, VectorEnv,
 };
 pub use seed::{Rng, SeedTree};
 pub use snapshot::{SnapshotReader, SnapshotWriter};

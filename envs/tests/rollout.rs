@@ -205,6 +205,25 @@ fn evaluation_does_not_depend_on_the_number_of_slots() {
     assert!(one.iter().any(|s| s.length != one.get(0).length), "episodes of different lengths are the point");
 }
 
+#[test]
+fn rewards_of_steps_add_up_to_returns() {
+    for (config, reward_fn) in [(EnvConfig::CartPole(Default::default()), false), (spread(), false), (spread(), true)] {
+        let reward_fn: Option<Box<dyn RewardFn>> = if reward_fn { Some(Box::new(Two)) } else { None };
+        let (mut engine, mut policy) = engine(&config, 3, false, reward_fn);
+        let (episodes, steps) = engine.evaluate_steps(&mut policy, 10, ActMode::Sample).unwrap();
+        assert_eq!((episodes.clone(), steps.n_episodes()), (engine.evaluate(&mut policy, 10, ActMode::Sample).unwrap(), 10));
+        for episode in episodes.iter() {
+            let number = episode.number as usize;
+            for (agent, expected) in episode.returns.iter().enumerate() {
+                let sum: f64 = (0..episode.length).map(|step| f64::from(steps.get(number, step).unwrap()[agent])).sum();
+                assert!((sum - expected).abs() < 1e-9, "{number}: {sum} {expected}");
+            }
+            assert_eq!(steps.get(number, episode.length), None, "{number}");
+        }
+        assert_eq!(steps.get(10, 0), None);
+    }
+}
+
 /// Pays 2 for every step.
 struct Two;
 

@@ -11,7 +11,7 @@ use super::{print, table};
 use crate::cli::{Mode, SweepArgs};
 use crate::config::report::suggest;
 use crate::experiment::robustness::axis::{Axis, Hardship};
-use crate::experiment::robustness::cell::{self, CELLS, Cell};
+use crate::experiment::robustness::cell::{self, CELLS, Cell, Key, UNIFORM};
 use crate::experiment::robustness::evaluate::{self, Play, Trained};
 use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
 use crate::experiment::sweep::directory::claim;
@@ -53,9 +53,10 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
         Mode::Greedy => ActMode::Greedy,
         Mode::Sample => ActMode::Sample,
     });
-    let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode };
+    let radii = arguments.lipschitz_radius.clone();
+    let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode, radii };
     let jobs = super::sweep::jobs(arguments);
-    let cells = evaluate::cells(&directory, &trained, &axes, play, jobs)?;
+    let cells = evaluate::cells(&directory, &trained, &axes, &play, jobs)?;
     let environment = environments(&data);
     let report = Report::new(&methods, &axes, baseline, &cells, &arguments.metric, &environment);
     print(&write(&directory, &report, &methods, &axes, &cells, arguments, &environment)?)
@@ -83,6 +84,9 @@ fn check(runs: &[Trained], axes: &[Axis]) -> Result<()> {
         ));
     }
     for axis in axes {
+        if let Hardship::Attack(target, attack) = &axis.hardship {
+            runs.iter().try_for_each(|run| run.check_attack(*target, attack))?;
+        }
         for &level in &axis.levels {
             let Hardship::Perturbation(perturbation) = axis.hardship.with_level(level) else { continue };
             let world = first.config.env.build().map_err(|e| Failure::usage(e.to_string(), "give runs of worlds that can be perturbed"))?;
@@ -129,8 +133,10 @@ fn write(
     arguments: &SweepArgs,
     environment: &str,
 ) -> Result<String> {
-    write_results(&directory.join("results.csv"), methods, cells)?;
-    let sections = report.sections();
+    write_whole(&directory.join("results.csv"), &cell::table(cells, owner(methods)).csv())?;
+    write_whole(&directory.join("summary.csv"), &report.summary().csv())?;
+    let mut sections = report.sections();
+    sections.push(report.lipschitz_section(&arguments.lipschitz_radius));
     let mut text = String::new();
     for section in &sections {
         let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
@@ -139,7 +145,7 @@ fn write(
     text.push_str(DEFINITIONS);
     text.push('\n');
     write_whole(&directory.join("table.txt"), text.as_bytes())?;
-    let mut written = vec![directory.join("results.csv"), directory.join("table.txt")];
+    let mut written: Vec<PathBuf> = ["results.csv", "summary.csv", "table.txt"].map(|name| directory.join(name)).to_vec();
     let mut pictures = Vec::new();
     if methods.len() > 1 {
         picture(directory, "heat-map", &report.heat_map(), &mut pictures, &mut written)?;
@@ -172,17 +178,11 @@ fn write(
     Ok(format!("{text}\n{written}"))
 }
 
-fn write_results(path: &Path, methods: &[Method], cells: &[Cell]) -> Result<()> {
-    let names: BTreeSet<&String> = cells.iter().flat_map(|cell| cell.scores.keys()).collect();
-    let names: Vec<String> = names.into_iter().cloned().collect();
-    let owner: BTreeMap<&str, (&str, u64)> =
-        methods.iter().flat_map(|m| m.runs.iter().map(|(seed, run)| (run.as_str(), (m.label.as_str(), *seed)))).collect();
-    let mut records = vec![cell::header(&["method", "run_seed"], &names)];
-    for cell in cells {
-        let (label, seed) = owner.get(cell.key.run.as_str()).copied().unwrap_or_default();
-        records.push(cell::record(&[label.to_string(), seed.to_string()], cell, &names));
-    }
-    write_whole(path, &cell::lines(&records))
+/// Method and training seed by run.
+fn owner<'a>(methods: &'a [Method]) -> impl Fn(&Key) -> (&'a str, Option<u64>) {
+    let runs = methods.iter().flat_map(|m| m.runs.iter().map(|(seed, run)| (run.as_str(), (m.label.as_str(), Some(*seed)))));
+    let owners: BTreeMap<&'a str, (&'a str, Option<u64>)> = runs.collect();
+    move |key| if key.is_uniform() { (UNIFORM, None) } else { owners.get(key.run.as_str()).copied().unwrap_or_default() }
 }
 
 /// Draws a picture in both formats, notes the files and keeps the SVG for the page.
@@ -218,6 +218,8 @@ fn command(arguments: &SweepArgs) -> String {
         Some(Mode::Sample) => words.push("--mode sample".to_string()),
         None => {}
     }
+    let radii: Vec<String> = arguments.lipschitz_radius.iter().map(ToString::to_string).collect();
+    words.push(format!("--lipschitz-radius {}", radii.join(",")));
     words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));
     words.extend(arguments.output.iter().map(|path| format!("--output {}", quoted(&path.display().to_string()))));
     words.join(" ")

@@ -1,12 +1,17 @@
 //! Evaluation of a policy in fixed episodes.
 
 use steadfast_agents::Learner;
-use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, PerturbationConfig, RolloutEngine, RolloutOptions, SeedTree};
+use steadfast_envs::{
+    ActMode, EnvSpec, EpisodeLog, PerturbationConfig, Policy, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, StepRewards,
+};
 
 use super::build::{self, Ground};
 use crate::config::ExperimentConfig;
 use crate::failure::{Failure, Result};
 use crate::run::results::{EvalRow, Setting, Source};
+
+/// Steps that [`Evaluator::visit`] keeps in memory.
+const MOST_VISITED_STEPS: usize = 1000;
 
 /// Plays the same episodes whenever it is asked, under fixed perturbations.
 ///
@@ -47,6 +52,36 @@ impl Evaluator {
     /// The facts of the world.
     pub fn spec(&self) -> &EnvSpec {
         self.engine.spec()
+    }
+
+    /// Plays the episodes.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world or the policy fails.
+    pub fn play(&mut self, policy: &mut dyn Policy) -> Result<EpisodeLog> {
+        self.engine.evaluate(policy, self.episodes, self.mode).map_err(|e| Failure::caused("playing the episodes failed", e))
+    }
+
+    /// As [`Evaluator::play`], and keeps the rewards of every step.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world or the policy fails.
+    pub fn play_steps(&mut self, policy: &mut dyn Policy) -> Result<(EpisodeLog, StepRewards)> {
+        self.engine.evaluate_steps(policy, self.episodes, self.mode).map_err(|e| Failure::caused("playing the episodes failed", e))
+    }
+
+    /// At most `moments` observations `[moment, agent, width]` from all over the first steps of the episodes, as many steps as
+    /// an episode can have.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if the world or the policy fails.
+    pub fn visit(&mut self, policy: &mut dyn Policy, moments: usize) -> Result<Vec<f32>> {
+        let mut batch = RolloutBatch::default();
+        let steps = self.engine.spec().horizon.min(MOST_VISITED_STEPS);
+        self.engine.collect(policy, steps, self.mode, &mut batch).map_err(|e| Failure::caused("playing the episodes failed", e))?;
+        let (row, visited) = (batch.n_agents * batch.observation_width, steps * batch.n_slots);
+        let chosen = (0..moments.min(visited)).map(|i| i * visited / moments.min(visited));
+        Ok(chosen.flat_map(|i| &batch.observations[i * row..(i + 1) * row]).copied().collect())
     }
 
     /// Plays the episodes and summarises them, with what the learner finds in them. Of what both the world and the learner

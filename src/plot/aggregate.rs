@@ -46,14 +46,14 @@ pub fn performance_profile(scores: &[Vec<f64>], thresholds: &[f64]) -> Vec<f64> 
     thresholds.iter().map(|t| scores.iter().flatten().filter(|s| *s > t).count() as f64 / n).collect()
 }
 
-/// The 95 % interval of a statistic of one or several methods. Nothing if a stratum has fewer than five runs, whose
-/// resamples are too alike, or if the statistic is not defined.
-pub fn interval(methods: &[&[Vec<f64>]], statistic: impl Fn(&[Vec<Vec<f64>>]) -> Option<f64>) -> Option<(f64, f64)> {
+/// The 95 % interval of a statistic of one or several methods. A run may be a number, or several that belong together.
+/// Nothing if a stratum has fewer than five runs, whose resamples are too alike, or if the statistic is not defined.
+pub fn interval<T: Copy>(methods: &[&[Vec<T>]], statistic: impl Fn(&[Vec<Vec<T>>]) -> Option<f64>) -> Option<(f64, f64)> {
     if methods.iter().any(|m| m.is_empty() || m.iter().any(|runs| runs.len() < 5)) {
         return None;
     }
     let mut rng = SeedTree::new(0).child("bootstrap").rng();
-    let mut resample: Vec<Vec<Vec<f64>>> = methods.iter().map(|m| m.to_vec()).collect();
+    let mut resample: Vec<Vec<Vec<T>>> = methods.iter().map(|m| m.to_vec()).collect();
     let mut values = Vec::with_capacity(RESAMPLES);
     for _ in 0..RESAMPLES {
         for (to, from) in resample.iter_mut().zip(methods) {

@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::command::{Place, TINY, assert_equal_runs, names, newest_checkpoint};
+#[cfg(feature = "llm")]
 use crate::language::TINY_LANGUAGE;
 use crate::reward::TINY_REWARD;
 
@@ -95,6 +96,7 @@ fn a_killed_run_that_learns_its_reward_resumes_to_the_same_bytes() {
     assert!(kills >= 4, "only {kills} of 6 kills hit a living process");
 }
 
+#[cfg(feature = "llm")]
 #[test]
 fn a_killed_run_of_a_language_model_resumes_to_the_same_bytes() {
     let place = Place::new();

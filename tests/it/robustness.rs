@@ -33,7 +33,16 @@ fn sweep<'a>(runs: &'a [String], rest: &[&'a str]) -> Vec<&'a str> {
 fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     let (place, runs) = trained();
     let answer = place.succeed(&sweep(&runs, &["--jobs", "2"]));
-    for word in ["observation_noise", "dynamics.mass", "all axes", "AUC minus plain", "nominal cost", "trapezoidal", "report.html"] {
+    for word in [
+        "observation_noise",
+        "dynamics.mass",
+        "dynamics.mass: relative drop",
+        "all axes",
+        "AUC minus plain",
+        "nominal cost",
+        "trapezoidal",
+        "report.html",
+    ] {
         assert!(answer.out.contains(word), "{word}: {}", answer.out);
     }
     let directory = place.path("sweeps/robustness");
@@ -46,10 +55,23 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     let header = reader.headers().unwrap().clone();
     let rows: Vec<BTreeMap<String, String>> =
         reader.records().map(|r| header.iter().map(str::to_string).zip(r.unwrap().iter().map(str::to_string)).collect()).collect();
-    // The unperturbed world once, and two levels of two axes, for each of four runs.
-    assert_eq!(rows.len(), 4 * 5);
+    // Random actions, then for each of four runs the unperturbed world once, two bounds, and two levels of two axes.
+    assert_eq!(rows.len(), 1 + 4 * 7);
+    assert_eq!((rows[0]["method"].as_str(), rows[0]["run_seed"].as_str()), ("uniform random policy", ""));
+    let summary = String::from_utf8(place.read("sweeps/robustness/summary.csv")).unwrap();
+    assert_eq!(summary.lines().count(), 1 + 2 * (3 + 3), "{summary}");
+    assert!(summary.lines().nth(1).unwrap().starts_with("plain,observation_noise,0,2,"), "{summary}");
     let cell = |run: &str, axis: &str, level: &str| rows.iter().find(|r| r["run"] == run && r["axis"] == axis && r["level"] == level);
     assert_eq!(cell(&runs[3], "dynamics.mass", "-0.5").map(|r| (r["method"].as_str(), r["run_seed"].as_str())), Some(("ernie", "2")));
+    // The Lipschitz constant of every policy lies between its bounds, with a regulariser or without.
+    let bounds: Vec<[f64; 4]> = rows
+        .iter()
+        .filter(|r| r["axis"] == "lipschitz")
+        .map(|r| ["lower", "linear", "interval", "product"].map(|name| r[&format!("lipschitz_{name}")].parse().unwrap()))
+        .collect();
+    assert_eq!(bounds.len(), 8);
+    assert!(bounds.iter().all(|[lower, upper @ ..]| *lower > 0.0 && upper.iter().all(|upper| lower <= upper)), "{bounds:?}");
+    assert!(answer.out.contains("Lipschitz constants of the policies"), "{}", answer.out);
     let worst: f64 = rows[0]["return_agent_mean_worst_decile"].parse().unwrap();
     assert!(worst <= rows[0]["return_agent_mean"].parse().unwrap());
     assert!(rows[0].contains_key("metric_collisions"));
@@ -69,17 +91,41 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     assert_eq!(place.read("sweeps/robustness/results.csv"), table);
     // Another axis adds its cells; another number of episodes is another cell.
     let wider = place.succeed(&sweep(&runs[..2], &["--axis", "{ malicious_action = { count = 1 } }=1"]));
-    assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=10"), "{}", wider.err);
+    assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=15"), "{}", wider.err);
+    // From a burst agents can recover; its cells stand beside the others.
+    let axis = "{ observation_noise = { schedule = { burst = { start = 1, length = 1 } } } }=3";
+    let burst = place.succeed(&sweep(&runs[..2], &["--axis", axis]));
+    assert!(burst.out.contains("recovery (steps)") && burst.err.contains("finished=15"), "{}{}", burst.out, burst.err);
+    let summary = String::from_utf8(place.read("sweeps/robustness/summary.csv")).unwrap();
+    assert!(summary.lines().next().unwrap().ends_with(",recovery_steps,recovery_steps_ci95,recovery_censored"), "{summary}");
+    let steps: f64 = summary.lines().last().unwrap().rsplit(',').nth(2).unwrap().parse().unwrap();
+    assert!((0.0..=5.0).contains(&steps), "{summary}");
+    // A log without a column that a cell needs is written anew, with all its cells.
+    let cells = String::from_utf8(place.read("sweeps/robustness/cells.csv")).unwrap();
+    let cut = |line: &str| line.rsplitn(3, ',').last().unwrap().to_string() + "\n";
+    place.write("sweeps/robustness/cells.csv", &cells.lines().map(cut).collect::<String>());
+    let old = place.succeed(&sweep(&runs[..2], &[]));
+    assert_eq!(old.err, "", "nothing is played again");
+    assert_eq!(String::from_utf8(place.read("sweeps/robustness/cells.csv")).unwrap().lines().next(), cells.lines().next());
     // Another policy in the place of an earlier one is played anew.
     std::fs::remove_dir_all(place.path(&runs[0])).unwrap();
     let mut arguments = vec!["train", TINY, "name=plain", "seed=9", "regularizer=none", "--output", &runs[0]];
     arguments.extend(BASE);
     place.succeed(&arguments);
     let anew = place.succeed(&sweep(&runs[..1], &[]));
-    assert!(anew.err.contains("finished=0"), "{}", anew.err);
+    assert!(anew.err.contains("finished=1 "), "{}", anew.err);
     // An attack needs no perturbation of the world.
     let attacked = place.succeed(&["sweep", &runs[0], "--axis", "attack_linf=0.1,2", "--episodes", "12"]);
     assert!(attacked.out.contains("attack_linf"), "{}", attacked.out);
+    // Through its value only a policy whose critic sees what it sees.
+    let message = place.fail(2, &["sweep", &runs[0], "--axis", "attack_value_l2=0.1"]);
+    assert!(message.contains("through its value") && message.contains("local"), "{message}");
+    let mut arguments = vec!["train", TINY, "name=local", "agent.ppo.critic=local", "--output", "runs/local"];
+    arguments.extend(BASE);
+    place.succeed(&arguments);
+    let attacked =
+        place.succeed(&["sweep", "runs/local", "--axis", "attack_value_linf=0.5", "--axis", "attack_value_l2=1", "--episodes", "12"]);
+    assert!(attacked.out.contains("attack_value_linf") && attacked.out.contains("attack_value_l2"), "{}", attacked.out);
     // A search plays every agent and shows the worst one.
     place.succeed(&["sweep", &runs[0], "--axis", "worst_agent=1", "--episodes", "12"]);
     let cells = String::from_utf8(place.read("sweeps/robustness/results.csv")).unwrap();
@@ -122,6 +168,7 @@ fn mistakes_are_named_and_lose_nothing() {
     refused(&["sweep", run, "--axis", "communication_noise=0.5"], &["hear messages"]);
     refused(&["sweep", run, "--axis", "malicious_action=1.5"], &["at level 1.5", "between 0 and 1"]);
     refused(&["sweep", run, "--axis", "observation_noise=1", "--baseline", "plane"], &["`plane`", "plain"]);
+    refused(&["sweep", run, "--axis", "observation_noise=1", "--lipschitz-radius", "0.1,0"], &["lipschitz-radius", "above 0"]);
     refused(&["sweep", run, &runs[1]], &["one sweep at a time", "--axis"]);
     refused(&["sweep", run, "--episodes", "3"], &["--axis"]);
     let mut other = vec!["train", TINY, "name=other", "env.simple_spread.horizon=9", "--output", "runs/other"];

@@ -40,6 +40,7 @@ use crate::ranges::Ranges;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
 use crate::regularizers::{Observed, RegularizerConfig};
@@ -1077,6 +1078,13 @@ impl Learner for Maddpg {
             group.input.units(Scale::Absolute, &mut group.attack_unit);
         }
         true
+    }
+
+    fn lipschitz_bracket(&mut self, observations: &ObservationBatch<'_>, radius: f64, seeds: SeedTree) -> Option<Bracket> {
+        let of = |(i, group): (usize, &Group)| {
+            bracket_of(&group.actor.net, &group.head, &group.input, observations, radius, seeds.index(i as u64).rng())
+        };
+        Some(self.groups.iter().enumerate().map(of).fold(Bracket::default(), Bracket::max))
     }
 
     fn state(&self) -> StateDict {

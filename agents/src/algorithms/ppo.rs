@@ -39,8 +39,10 @@ use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Tra
 use crate::ranges::Ranges;
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
+use crate::regularizers::value_attack::ValueAttack;
 use crate::regularizers::{Observed, RegularizerConfig};
 use crate::returns::{REWARD_CLIP, RewardScaling, Trajectories, generalized_advantages};
 use crate::schedule::Schedule;
@@ -287,6 +289,7 @@ struct Group {
     act_evaluation: Evaluation,
     workspace: Workspace,
     attack: Option<ObservationAttack>,
+    value_attack: Option<ValueAttack>,
     /// One environment unit of each observed feature in network input units.
     attack_unit: Vec<f32>,
 }
@@ -458,6 +461,7 @@ impl Group {
             act_evaluation: Evaluation::default(),
             workspace: Workspace::default(),
             attack: None,
+            value_attack: None,
             attack_unit: Vec::new(),
         })
     }
@@ -490,17 +494,21 @@ impl Policy for Ppo {
             group.input.gather(observations.observations, n_agents, observations.width, &mut inputs);
             group.act_outputs.resize(rows * group.policy.net.output(), 0.0);
             group.policy.net.forward(&inputs, rows, &mut group.act_outputs, &mut group.workspace);
-            if let Some(attack) = &mut group.attack {
-                let observed = Observed {
-                    rows,
-                    members,
-                    inputs: &inputs,
-                    unit: &group.attack_unit,
-                    limit: group.input.limit(),
-                    outputs: &group.act_outputs,
-                    head: &group.policy.head,
-                };
-                let moved = attack.perturb(&group.policy.net, &observed);
+            let observed = Observed {
+                rows,
+                members,
+                inputs: &inputs,
+                unit: &group.attack_unit,
+                limit: group.input.limit(),
+                outputs: &group.act_outputs,
+                head: &group.policy.head,
+            };
+            let moved = match (&mut group.attack, &mut group.value_attack) {
+                (Some(attack), _) => Some(attack.perturb(&group.policy.net, &observed)),
+                (None, Some(attack)) => Some(attack.perturb(&group.critic.net, &observed)),
+                (None, None) => None,
+            };
+            if let Some(moved) = moved {
                 group.policy.net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
             }
             group.act_inputs = inputs;
@@ -624,6 +632,25 @@ impl Learner for Ppo {
             group.input.units(Scale::Absolute, &mut group.attack_unit);
         }
         true
+    }
+
+    fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        // A critic of the global state does not see what the attacker changes.
+        if self.config.critic == Critic::Central {
+            return false;
+        }
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            group.value_attack = attack.map(|(config, seeds)| ValueAttack::new(config, seeds.index(i as u64).rng()));
+            group.input.units(Scale::Absolute, &mut group.attack_unit);
+        }
+        true
+    }
+
+    fn lipschitz_bracket(&mut self, observations: &ObservationBatch<'_>, radius: f64, seeds: SeedTree) -> Option<Bracket> {
+        let of = |(i, group): (usize, &Group)| {
+            bracket_of(&group.policy.net, &group.policy.head, &group.input, observations, radius, seeds.index(i as u64).rng())
+        };
+        Some(self.groups.iter().enumerate().map(of).fold(Bracket::default(), Bracket::max))
     }
 
     fn state(&self) -> StateDict {

@@ -23,6 +23,16 @@ pub enum Activation {
 const LEAKY_SLOPE: f32 = 0.01;
 
 impl Activation {
+    /// Its value at `z`, in double precision.
+    pub(crate) fn value(self, z: f64) -> f64 {
+        match self {
+            Self::Tanh => z.tanh(),
+            Self::Relu => z.max(0.0),
+            Self::LeakyRelu => z.max(f64::from(LEAKY_SLOPE) * z),
+            Self::Identity => z,
+        }
+    }
+
     /// What the forward kernel does with a finished sum.
     pub(super) fn finish(self) -> Finish<'static> {
         match self {

@@ -225,6 +225,12 @@ impl Mlp {
         &self.parameters[start..start + layer.output]
     }
 
+    /// Biases `[output]` of layer `layer`.
+    pub fn layer_bias(&self, layer: usize) -> &[f32] {
+        let layer = &self.layers[layer];
+        &self.parameters[layer.bias()..layer.bias() + layer.output]
+    }
+
     /// Multiplies the weights of layer `layer`, but not its biases.
     pub fn scale_layer(&mut self, layer: usize, factor: f32) {
         let range = self.layers[layer].offset..self.layers[layer].bias();

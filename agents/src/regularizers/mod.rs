@@ -4,11 +4,13 @@ pub mod action;
 pub mod adversary;
 pub mod attack;
 mod ball;
+pub mod bound;
 pub mod lipschitz;
 mod scope;
 pub(crate) mod smoothing;
 pub mod spectral;
 mod stackelberg;
+pub mod value_attack;
 
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;

@@ -173,8 +173,11 @@ impl UpperBound {
     /// An upper bound of the largest singular value of a matrix: with `G` the smaller Gram matrix, `σ ≤ ‖G^(2^m)‖^(1/2^(m+1))`
     /// in the Frobenius norm. It is at most a thousandth too large up to 128 rows or columns; powers of wider matrices
     /// would cost more than training, so that their bound is looser, from 513 on the Frobenius norm of the matrix itself.
-    fn largest_singular_value(&mut self, rows: usize, columns: usize, entry: impl Fn(usize, usize) -> f64) -> f64 {
+    pub(super) fn largest_singular_value(&mut self, rows: usize, columns: usize, entry: impl Fn(usize, usize) -> f64) -> f64 {
         let n = rows.min(columns);
+        if n == 0 {
+            return 0.0;
+        }
         if n > WIDEST_GRAM {
             return (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))).map(|(r, c)| entry(r, c).powi(2)).sum::<f64>().sqrt();
         }

@@ -90,6 +90,22 @@ impl PerturbationConfig {
         *self.clone().level_mut()
     }
 
+    /// Its course over an episode.
+    pub fn schedule(&self) -> Schedule {
+        match self {
+            Self::ObservationNoise(c) => c.schedule,
+            Self::ObservationBias(c) => c.schedule,
+            Self::ObservationDropout(c) => c.schedule,
+            // A delay has no course.
+            Self::ObservationDelay(_) => Schedule::Constant,
+            Self::CommunicationNoise(c) => c.schedule,
+            Self::MaliciousAction(c) => c.schedule,
+            Self::ActuatorLoss(c) => c.schedule,
+            Self::Dynamics(c) => c.schedule,
+            Self::RewardNoise(c) => c.schedule,
+        }
+    }
+
     fn level_mut(&mut self) -> &mut f64 {
         match self {
             Self::ObservationNoise(c) => &mut c.magnitude,

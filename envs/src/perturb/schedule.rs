@@ -74,6 +74,16 @@ impl Schedule {
         }
     }
 
+    /// The step from which on agents can recover: the first one after a burst, or the onset, after which they must live with
+    /// the disturbance. Nothing for courses without such a moment.
+    pub fn recovery_start(&self) -> Option<usize> {
+        match *self {
+            Self::Burst(burst) => Some(burst.start.saturating_add(burst.length)),
+            Self::Onset(onset) => Some(onset.start),
+            Self::Constant | Self::Drift(_) => None,
+        }
+    }
+
     /// Checks the ranges given with the fields, for the perturbation `name`.
     pub(super) fn validate(&self, name: &str) -> Result<()> {
         match *self {
@@ -142,6 +152,14 @@ mod tests {
         assert_eq!(course(Schedule::Burst(BurstConfig { start: 2, length: 3 })), [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
         assert_eq!(course(Schedule::Onset(OnsetConfig { start: 6 })), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
         assert_eq!(course(Schedule::Drift(DriftConfig { length: 4 })), [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn recovery_starts_where_the_disturbance_stops_changing() {
+        assert_eq!(Schedule::Burst(BurstConfig { start: 2, length: 3 }).recovery_start(), Some(5));
+        assert_eq!(Schedule::Onset(OnsetConfig { start: 6 }).recovery_start(), Some(6));
+        assert_eq!(Schedule::Constant.recovery_start(), None);
+        assert_eq!(Schedule::Burst(BurstConfig { start: usize::MAX, length: 3 }).recovery_start(), Some(usize::MAX));
     }
 
     #[test]

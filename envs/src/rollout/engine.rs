@@ -3,6 +3,7 @@
 use super::batch::RolloutBatch;
 use super::episode::EpisodeLog;
 use super::policy::{ActMode, ActionBatch, ActionsMut, ObservationBatch, ObservationBatchMut, Policy, TokenRowsMut};
+use super::step_rewards::StepRewards;
 use super::vector::{StepBuffers, VectorEnv};
 use crate::snapshot::{SnapshotReader, SnapshotWriter};
 use crate::{Actions, EnvError, EnvSpec, Result, RewardFn, Rng, SeedTree, TokenRows, TransitionBatch};
@@ -114,11 +115,40 @@ impl RolloutEngine {
     /// # Errors
     /// As [`RolloutEngine::collect`].
     pub fn evaluate(&mut self, policy: &mut dyn Policy, n_episodes: usize, mode: ActMode) -> Result<EpisodeLog> {
+        self.play(policy, n_episodes, mode, None)
+    }
+
+    /// As [`RolloutEngine::evaluate`], and keeps the environment's rewards of every step.
+    ///
+    /// # Errors
+    /// As [`RolloutEngine::collect`].
+    pub fn evaluate_steps(&mut self, policy: &mut dyn Policy, n_episodes: usize, mode: ActMode) -> Result<(EpisodeLog, StepRewards)> {
+        let mut steps = StepRewards::new(self.spec().n_agents(), n_episodes);
+        let episodes = self.play(policy, n_episodes, mode, Some(&mut steps))?;
+        Ok((episodes, steps))
+    }
+
+    fn play(
+        &mut self,
+        policy: &mut dyn Policy,
+        n_episodes: usize,
+        mode: ActMode,
+        mut steps: Option<&mut StepRewards>,
+    ) -> Result<EpisodeLog> {
         self.restart(policy)?;
         let mut batch = std::mem::take(&mut self.scratch);
         let mut finished = EpisodeLog::new(self.spec().n_agents(), self.spec().episode_metrics.len());
+        let mut numbers: Vec<u64> = Vec::new();
         while finished.len() < n_episodes {
+            if steps.is_some() {
+                numbers.clear();
+                numbers.extend((0..self.n_slots()).map(|slot| self.envs.episode_number(slot)));
+            }
             self.collect(policy, 1, mode, &mut batch)?;
+            if let Some(steps) = steps.as_deref_mut() {
+                let own = if batch.environment_rewards.is_empty() { &batch.rewards } else { &batch.environment_rewards };
+                numbers.iter().zip(own.chunks_exact(batch.n_agents)).for_each(|(number, rewards)| steps.push(*number, rewards));
+            }
             for stats in self.episodes.iter().filter(|s| s.number < n_episodes as u64) {
                 finished.push(&stats);
             }

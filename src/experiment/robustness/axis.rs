@@ -29,7 +29,16 @@ pub enum Hardship {
     /// A perturbed world.
     Perturbation(PerturbationConfig),
     /// An attacker who knows the policy and changes what it observes.
-    Attack(ObservationAttackConfig),
+    Attack(Target, ObservationAttackConfig),
+}
+
+/// What an attacker on observations is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// That the policy acts as differently as possible.
+    Outputs,
+    /// That the critic expects as little as possible of what the policy is shown.
+    Value,
 }
 
 impl Hardship {
@@ -37,21 +46,26 @@ impl Hardship {
     pub fn with_level(&self, level: f64) -> Self {
         match self {
             Self::Perturbation(perturbation) => Self::Perturbation(perturbation.with_level(level)),
-            Self::Attack(config) => Self::Attack(ObservationAttackConfig { radius: level, ..config.clone() }),
+            Self::Attack(target, config) => Self::Attack(*target, ObservationAttackConfig { radius: level, ..config.clone() }),
         }
     }
 }
 
-/// The axis of an attack on observations, and its ball.
-const ATTACKS: [(&str, Norm); 2] = [("attack_linf", Norm::Linf), ("attack_l2", Norm::L2)];
+/// The axes of attacks on observations.
+const ATTACKS: [(&str, Target, Norm); 4] = [
+    ("attack_linf", Target::Outputs, Norm::Linf),
+    ("attack_l2", Target::Outputs, Norm::L2),
+    ("attack_value_linf", Target::Value, Norm::Linf),
+    ("attack_value_l2", Target::Value, Norm::L2),
+];
 
 /// The axis that looks for the agent whose malice hurts most.
 const WORST_AGENT: &str = "worst_agent";
 
 impl Axis {
     /// Reads `NAME=LEVEL,LEVEL,...`. NAME is a perturbation (`observation_noise`), a physical constant
-    /// (`dynamics.mass`), `worst_agent` (random actions of the one agent, found per run and level, whose malice hurts most), `attack_linf` or `attack_l2` (observations changed by projected gradient ascent on the policy), or an
-    /// inline table with further settings (`{ malicious_action = { count = 1 } }`).
+    /// (`dynamics.mass`), `worst_agent` (random actions of the one agent, found per run and level, whose malice hurts most), `attack_linf` or `attack_l2` (observations changed by projected gradient ascent on the policy),
+    /// `attack_value_linf` or `attack_value_l2` (observations that the policy's critic values least), or an inline table with further settings (`{ malicious_action = { count = 1 } }`).
     ///
     /// # Errors
     /// [`Failure::Usage`] naming what is wrong.
@@ -81,14 +95,14 @@ impl Axis {
             (name.to_string(), Hardship::Perturbation(PerturbationConfig::Dynamics(config)))
         } else if name == WORST_AGENT {
             (name.to_string(), Hardship::Perturbation(PerturbationConfig::MaliciousAction(MaliciousActionConfig::default())))
-        } else if let Some((_, norm)) = ATTACKS.iter().find(|(attack, _)| *attack == name) {
+        } else if let Some((_, target, norm)) = ATTACKS.iter().find(|(attack, ..)| *attack == name) {
             let config = ObservationAttackConfig { norm: *norm, ..ObservationAttackConfig::default() };
             let weakest = ObservationAttackConfig { radius: parsed[0], ..config.clone() };
             weakest.validate().map_err(|e| usage(format!("--axis {text}: {e}")))?;
-            (name.to_string(), Hardship::Attack(config))
+            (name.to_string(), Hardship::Attack(*target, config))
         } else {
             let known: Vec<&str> =
-                PerturbationConfig::LIST.iter().map(|(name, _)| *name).chain([WORST_AGENT]).chain(ATTACKS.map(|(name, _)| name)).collect();
+                PerturbationConfig::LIST.iter().map(|(name, _)| *name).chain([WORST_AGENT]).chain(ATTACKS.map(|(name, ..)| name)).collect();
             if !known.contains(&name) {
                 return Err(Failure::usage(format!("there is no perturbation `{name}`"), suggest(name, &known)));
             }
@@ -118,10 +132,15 @@ impl Axis {
         self
     }
 
+    /// True if strengths have a course over an episode from which agents can recover.
+    pub fn has_recovery(&self) -> bool {
+        matches!(&self.hardship, Hardship::Perturbation(perturbation) if perturbation.schedule().recovery_start().is_some())
+    }
+
     /// What the horizontal axis of a picture shows.
     pub fn quantity(&self) -> String {
         match &self.hardship {
-            Hardship::Attack(_) => "radius of the attack, in units of the features".to_string(),
+            Hardship::Attack(..) => "radius of the attack, in units of the features".to_string(),
             Hardship::Perturbation(PerturbationConfig::Dynamics(c)) => format!("relative change of {}", c.constant.replace('_', " ")),
             Hardship::Perturbation(PerturbationConfig::MaliciousAction(_)) if self.label == WORST_AGENT => {
                 "probability that an action of the agent that matters most is replaced".to_string()
@@ -182,6 +201,7 @@ mod tests {
             ("observation_noize=1", "`observation_noise`"),
             ("dynamics=1", "which constant"),
             ("attack_linf=-1", "`radius`"),
+            ("attack_value_l2=-1", "`radius`"),
             ("reward_noise=1", "training"),
             ("{ observation_noise = { lav = 1 } }=1", "lav"),
         ] {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use steadfast_envs::{EnvSpec, EpisodeLog, EpisodeStats};
 
+use super::tidy::{Tidy, Values};
 use crate::failure::{Failure, Result};
 use crate::run::results;
 
@@ -30,6 +31,32 @@ pub struct Key {
     pub seed: u64,
     /// Number of episodes.
     pub episodes: usize,
+}
+
+/// What stands for the run where actions are random.
+pub const UNIFORM: &str = "uniform random policy";
+/// Begins the `policy` of such a cell; what follows is the checksum of the world's settings. No checkpoint has it.
+const UNIFORM_POLICY: &str = "world-";
+
+impl Key {
+    /// The cell of random actions in the world whose settings have this checksum.
+    pub fn uniform(world: u32, seed: u64, episodes: usize) -> Self {
+        Self {
+            run: UNIFORM.to_string(),
+            step: 0,
+            policy: format!("{UNIFORM_POLICY}{world:08x}"),
+            axis: "none".to_string(),
+            level: 0.0.to_string(),
+            mode: "sample".to_string(),
+            seed,
+            episodes,
+        }
+    }
+
+    /// True if actions were random.
+    pub fn is_uniform(&self) -> bool {
+        self.run == UNIFORM && self.policy.starts_with(UNIFORM_POLICY)
+    }
 }
 
 /// Mean of a number over episodes, and over the lowest tenth of the episodes.
@@ -58,6 +85,8 @@ pub struct Cell {
     /// Scores by name: `return_agent_mean`, `return_team_sum`, `return_GROUP` for each of several groups of agents, and the
     /// world's own numbers as `metric_NAME`.
     pub scores: BTreeMap<String, Score>,
+    /// What was found of the episodes as a whole, by name: see [`number_names`].
+    pub numbers: BTreeMap<String, f64>,
 }
 
 /// How a score is read from an episode.
@@ -67,9 +96,7 @@ type Reader = Box<dyn Fn(&EpisodeStats<'_>) -> f64>;
 fn readers(spec: &EnvSpec) -> Vec<(String, Reader)> {
     let mut readers: Vec<(String, Reader)> =
         vec![("return_agent_mean".to_string(), Box::new(|e| e.agent_mean())), ("return_team_sum".to_string(), Box::new(|e| e.team_sum()))];
-    let groups: BTreeSet<&str> = spec.agents.iter().map(|a| a.group.as_str()).collect();
-    for group in groups.iter().filter(|_| groups.len() > 1) {
-        let members: Vec<usize> = (0..spec.n_agents()).filter(|&i| spec.agents[i].group == **group).collect();
+    for (group, members) in teams(spec).into_iter().skip(1) {
         let mean = move |e: &EpisodeStats<'_>| members.iter().map(|&i| e.returns[i]).sum::<f64>() / members.len() as f64;
         readers.push((format!("return_{group}"), Box::new(mean)));
     }
@@ -77,6 +104,32 @@ fn readers(spec: &EnvSpec) -> Vec<(String, Reader)> {
         readers.push((format!("metric_{name}"), Box::new(move |e| e.metrics[i])));
     }
     readers
+}
+
+/// Agents whose rewards are looked at together: all as `agent_mean`, then each of several groups.
+pub fn teams(spec: &EnvSpec) -> Vec<(String, Vec<usize>)> {
+    let mut teams = vec![("agent_mean".to_string(), (0..spec.n_agents()).collect())];
+    let groups: BTreeSet<&str> = spec.agents.iter().map(|a| a.group.as_str()).collect();
+    for group in groups.iter().filter(|_| groups.len() > 1) {
+        teams.push(((*group).to_string(), (0..spec.n_agents()).filter(|&i| spec.agents[i].group == **group).collect()));
+    }
+    teams
+}
+
+/// Names of the recovery time of a team and of whether it is censored (1) or not (0).
+pub fn recovery_names(team: &str) -> [String; 2] {
+    [format!("recovery_{team}"), format!("recovery_{team}_is_censored")]
+}
+
+/// The axis of cells that hold the bounds of a policy's Lipschitz constant, over balls whose radius is the level.
+pub const LIPSCHITZ: &str = "lipschitz";
+/// Names of these bounds: from below by ascent, from above by linear bounds, by intervals and by spectral norms.
+pub const LIPSCHITZ_BOUNDS: [&str; 4] = ["lipschitz_lower", "lipschitz_linear", "lipschitz_interval", "lipschitz_product"];
+
+/// Names of the numbers that cells of a world may have.
+pub fn number_names(spec: &EnvSpec) -> Vec<String> {
+    let recovery = teams(spec).into_iter().flat_map(|(team, _)| recovery_names(&team));
+    recovery.chain(LIPSCHITZ_BOUNDS.map(str::to_string)).collect()
 }
 
 /// Names of the scores that a world has.
@@ -92,23 +145,67 @@ pub fn scores(spec: &EnvSpec, episodes: &EpisodeLog) -> BTreeMap<String, Score> 
 const KEY_COLUMNS: [&str; 8] = ["run", "step", "policy", "axis", "level", "mode", "seed", "episodes"];
 const WORST: &str = "_worst_decile";
 
-/// The header of a table of cells with these scores, behind the columns `before`.
-pub fn header(before: &[&str], names: &[String]) -> Vec<String> {
-    let scores = names.iter().flat_map(|name| [name.clone(), format!("{name}{WORST}")]);
-    before.iter().chain(&KEY_COLUMNS).map(ToString::to_string).chain(scores).collect()
+/// Columns of a log of cells besides those of the key.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Columns {
+    scores: BTreeSet<String>,
+    numbers: BTreeSet<String>,
 }
 
-/// The fields of a cell under [`header`].
-pub fn record(before: &[String], cell: &Cell, names: &[String]) -> Vec<String> {
+impl Columns {
+    /// What cells of a world have.
+    pub fn of(spec: &EnvSpec) -> Self {
+        Self { scores: names(spec).into_iter().collect(), numbers: number_names(spec).into_iter().collect() }
+    }
+
+    /// Adds what the cells have besides.
+    pub fn extend(&mut self, cells: &[Cell]) {
+        self.scores.extend(cells.iter().flat_map(|cell| cell.scores.keys().cloned()));
+        self.numbers.extend(cells.iter().flat_map(|cell| cell.numbers.keys().cloned()));
+    }
+
+    /// Names of the columns.
+    pub fn header(&self) -> Vec<String> {
+        let scores = self.scores.iter().flat_map(|name| [name.clone(), format!("{name}{WORST}")]);
+        KEY_COLUMNS.iter().map(ToString::to_string).chain(scores).chain(self.numbers.iter().cloned()).collect()
+    }
+}
+
+/// The fields of a cell under the header of its log.
+pub fn record(cell: &Cell, columns: &Columns) -> Vec<String> {
     let Key { run, step, policy, axis, level, mode, seed, episodes } = &cell.key;
     let key =
         [run.clone(), step.to_string(), policy.clone(), axis.clone(), level.clone(), mode.clone(), seed.to_string(), episodes.to_string()];
     let text = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
-    let scores = names.iter().flat_map(|name| {
+    let scores = columns.scores.iter().flat_map(|name| {
         let score = cell.scores.get(name);
         [text(score.map(|s| s.mean)), text(score.map(|s| s.worst_decile))]
     });
-    before.iter().cloned().chain(key).chain(scores).collect()
+    let numbers = columns.numbers.iter().map(|name| text(cell.numbers.get(name).copied()));
+    key.into_iter().chain(scores).chain(numbers).collect()
+}
+
+/// Cells as a table: what they are, then their scores. `owner` gives the method and the training seed of a run.
+pub fn table<'a>(cells: &[Cell], owner: impl Fn(&Key) -> (&'a str, Option<u64>)) -> Tidy {
+    let mut table = Tidy::default();
+    let text = |of: &dyn Fn(&Key) -> String| Values::Text(cells.iter().map(|cell| of(&cell.key)).collect());
+    let whole = |of: &dyn Fn(&Key) -> Option<u64>| Values::Whole(cells.iter().map(|cell| of(&cell.key)).collect());
+    table.push("method", text(&|key| owner(key).0.to_string()));
+    table.push("run_seed", whole(&|key| owner(key).1));
+    table.push("run", text(&|key| key.run.clone()));
+    table.push("step", whole(&|key| Some(key.step)));
+    table.push("policy", text(&|key| key.policy.clone()));
+    table.push("axis", text(&|key| key.axis.clone()));
+    table.push("level", Values::Real(cells.iter().map(|cell| cell.key.level.parse().ok()).collect()));
+    table.push("mode", text(&|key| key.mode.clone()));
+    table.push("seed", whole(&|key| Some(key.seed)));
+    table.push("episodes", whole(&|key| Some(key.episodes as u64)));
+    let scores = |cell: &Cell| -> BTreeMap<String, f64> {
+        let both = |(name, score): (&String, &Score)| [(name.clone(), score.mean), (format!("{name}{WORST}"), score.worst_decile)];
+        cell.scores.iter().flat_map(both).chain(cell.numbers.clone()).collect()
+    };
+    table.push_reals(&cells.iter().map(scores).collect::<Vec<_>>());
+    table
 }
 
 /// Records as lines of CSV.
@@ -140,17 +237,17 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
             let text = field(name)?;
             text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a whole number")))
         };
-        let mut scores = BTreeMap::new();
-        for (name, text) in &fields {
-            let Some(base) = name.strip_suffix(WORST) else { continue };
-            if text.is_empty() {
-                continue;
-            }
+        let (mut scores, mut numbers) = (BTreeMap::new(), BTreeMap::new());
+        for (name, _) in fields.iter().filter(|(name, text)| !text.is_empty() && !KEY_COLUMNS.contains(name)) {
             let value = |name: &str| -> Result<f64> {
                 let text = field(name)?;
                 text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a number")))
             };
-            scores.insert(base.to_string(), Score { mean: value(base)?, worst_decile: value(name)? });
+            if let Some(base) = name.strip_suffix(WORST) {
+                scores.insert(base.to_string(), Score { mean: value(base)?, worst_decile: value(name)? });
+            } else if !fields.contains_key(format!("{name}{WORST}").as_str()) {
+                numbers.insert((*name).to_string(), value(name)?);
+            }
         }
         let key = Key {
             run: field("run")?.to_string(),
@@ -162,7 +259,7 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
             seed: number("seed")?,
             episodes: number("episodes")? as usize,
         };
-        cells.push(Cell { key, scores });
+        cells.push(Cell { key, scores, numbers });
     }
     Ok(cells)
 }
@@ -185,14 +282,17 @@ mod tests {
             episodes: 20,
         };
         let scores = [("return_agent_mean", -1.5), ("metric_x", 0.1 + 0.2)];
-        Cell { key, scores: scores.map(|(n, v)| (n.to_string(), Score { mean: v, worst_decile: v - 1.0 })).into() }
+        let scores = scores.map(|(n, v)| (n.to_string(), Score { mean: v, worst_decile: v - 1.0 })).into();
+        let numbers = if level == "0" { BTreeMap::new() } else { [("recovery_agent_mean".to_string(), 3.0)].into() };
+        Cell { key, scores, numbers }
     }
 
     #[test]
     fn cells_read_back_bit_for_bit_and_unfinished_lines_are_left_out() {
-        let names: Vec<String> = cell("0").scores.keys().cloned().collect();
         let cells = [cell("0"), cell("0.1")];
-        let records: Vec<Vec<String>> = std::iter::once(header(&[], &names)).chain(cells.iter().map(|c| record(&[], c, &names))).collect();
+        let mut columns = Columns::default();
+        columns.extend(&cells);
+        let records: Vec<Vec<String>> = std::iter::once(columns.header()).chain(cells.iter().map(|c| record(c, &columns))).collect();
         let mut text = lines(&records);
         let path = Path::new("cells.csv");
         assert_eq!(parse(path, &text).unwrap(), cells);

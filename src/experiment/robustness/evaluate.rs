@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use steadfast_envs::{ActMode, PerturbationConfig, SeedTree};
+use steadfast_agents::Learner;
+use steadfast_agents::regularizers::attack::ObservationAttackConfig;
+use steadfast_envs::{ActMode, EnvConfig, EnvSpec, ObservationBatch, PerturbationConfig, SeedTree, UniformPolicy};
 
-use super::axis::{Axis, Hardship};
-use super::cell::{self, CELLS, Cell, Key};
+use super::axis::{Axis, Hardship, Target};
+use super::cell::{self, CELLS, Cell, Columns, Key, LIPSCHITZ, LIPSCHITZ_BOUNDS};
+use super::recovery::recovery;
 use crate::config::ExperimentConfig;
 use crate::experiment::build::{self, Ground};
 use crate::experiment::evaluate::Evaluator;
 use crate::experiment::parallel::in_parallel;
 use crate::failure::{Failure, Result};
 use crate::run::checkpoint::Checkpoint;
-use crate::run::log::LogFile;
-use crate::run::results::Source;
+use crate::run::log::{LogFile, write_whole};
 use crate::terminal::CellLine;
 
 /// A trained policy.
@@ -27,8 +29,47 @@ pub struct Trained {
     pub checkpoint: Checkpoint,
 }
 
+/// Moments of an evaluation at whose observations Lipschitz constants are bounded.
+const MOMENTS: usize = 64;
+
+impl Trained {
+    /// Makes sure that the policy can be attacked so.
+    ///
+    /// # Errors
+    /// [`Failure::Usage`] if it cannot be; [`Failure::Run`] if it cannot be built.
+    pub fn check_attack(&self, target: Target, attack: &ObservationAttackConfig) -> Result<()> {
+        let ground = Ground::of(&self.config)?;
+        let world = self.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+        let mut learner = self.learner(&self.config, &ground, world.spec())?;
+        self.attack(learner.as_mut(), target, attack, SeedTree::new(0))
+    }
+
+    /// From now on the policy is attacked.
+    fn attack(&self, learner: &mut dyn Learner, target: Target, attack: &ObservationAttackConfig, seeds: SeedTree) -> Result<()> {
+        let (is_possible, what, help) = match target {
+            Target::Outputs => {
+                let help = "attacks follow the slopes of a policy network; perturbations of the world need none";
+                (learner.set_attack(Some((attack, seeds))), "cannot be attacked", help)
+            }
+            Target::Value => {
+                let help = "its critic must see what the agent sees, as with critic = \"local\"; attack_linf and attack_l2 need no critic";
+                (learner.set_value_attack(Some((attack, seeds))), "cannot be attacked through its value", help)
+            }
+        };
+        if is_possible { Ok(()) } else { Err(Failure::usage(format!("the policy of {} {what}", self.run), help)) }
+    }
+
+    /// The learner as it was saved, for worlds of `config`, which may differ from the run's own in what is evaluated.
+    fn learner(&self, config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Result<Box<dyn Learner>> {
+        let mut learner = build::learner(config, ground, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
+        let fits = learner.load_state(&self.checkpoint.learner);
+        fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", self.run), e))?;
+        Ok(learner)
+    }
+}
+
 /// How episodes are played.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Play {
     /// Episodes per cell.
     pub episodes: usize,
@@ -36,40 +77,53 @@ pub struct Play {
     pub seed: u64,
     /// How actions are chosen; as the run says if absent.
     pub mode: Option<ActMode>,
+    /// Radii of the balls over which Lipschitz constants are bounded.
+    pub radii: Vec<f64>,
+}
+
+/// Who acts in a cell.
+#[derive(Clone, Copy)]
+enum Player<'a> {
+    /// A trained policy.
+    Trained(&'a Trained),
+    /// Random actions, in the world of these settings.
+    Uniform(&'a ExperimentConfig),
+}
+
+/// What is done.
+enum Work {
+    /// Episodes are played, with a hardship or without.
+    Episodes(Option<Hardship>),
+    /// The Lipschitz constant of the policy is bounded over balls of this radius.
+    Lipschitz(f64),
 }
 
 /// A cell to evaluate.
 struct Task<'a> {
-    trained: &'a Trained,
-    hardship: Option<Hardship>,
+    player: Player<'a>,
+    work: Work,
     mode: ActMode,
     key: Key,
 }
 
-/// The cells of `runs` × `axes`, in this order; finished ones are read from the log in `directory`, the others are evaluated on
+/// The cells of random actions in the unperturbed world, if it has any, and of `runs` × `axes`, in this order; finished ones are read from the log in `directory`, the others are evaluated on
 /// `jobs` threads and logged as they finish.
 ///
 /// # Errors
 /// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
 /// log.
-pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: Play, jobs: usize) -> Result<Vec<Cell>> {
-    let path = directory.join(CELLS);
-    let mut log = LogFile::open(&path)?;
-    let text = std::fs::read(&path).map_err(|e| Failure::file("read", &path, e))?;
-    let known = cell::parse(&path, &text)?;
-    // What a process that was killed left of its last line.
-    let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    log.truncate(finished as u64)?;
-    let tasks = tasks(runs, axes, play);
+pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: &Play, jobs: usize) -> Result<Vec<Cell>> {
+    let Some(first) = runs.first() else { return Ok(Vec::new()) };
+    let world = first.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+    let (known, mut writer) = Writer::open(&directory.join(CELLS), world.spec())?;
+    let tasks = tasks(runs, axes, play, world.spec())?;
     let mut done: BTreeMap<Key, Cell> = known.into_iter().map(|cell| (cell.key.clone(), cell)).collect();
     let pending: Vec<&Task<'_>> = tasks.iter().filter(|task| !done.contains_key(&task.key)).collect();
     if !pending.is_empty() {
         let finished = tasks.len() - pending.len();
         tracing::info!(cells = tasks.len(), finished, jobs, "evaluating; the same command continues a stopped sweep");
     }
-    let names = names_in(&text[..finished]).unwrap_or_default();
     let mut line = CellLine::new(tasks.len(), tasks.len() - pending.len());
-    let mut writer = Writer { log: &mut log, names };
     let report = |task: &&Task<'_>, outcome: Result<Cell>| {
         let cell = outcome.map_err(|failure| failure.during(&format!("{} under {} failed", task.key.run, in_words(&task.key))))?;
         writer.write(&cell)?;
@@ -86,9 +140,13 @@ fn in_words(key: &Key) -> String {
     if key.axis == "none" { "no perturbation".to_string() } else { format!("{} {}", key.axis, key.level) }
 }
 
-/// The unperturbed world once per run, then every axis at every level but 0.
-fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
+/// Random actions in the unperturbed world, that world once per run with the bounds of its policy, then every axis at every
+/// level but 0.
+fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: &Play, spec: &EnvSpec) -> Result<Vec<Task<'a>>> {
     let mut tasks = Vec::new();
+    if let Some(first) = runs.first() {
+        tasks.extend(uniform(&first.config, play, spec)?);
+    }
     for trained in runs {
         let mode = play.mode.unwrap_or(trained.config.eval.mode);
         let key = |axis: &str, level: f64| Key {
@@ -105,67 +163,136 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: Play) -> Vec<Task<'a>> {
             seed: play.seed,
             episodes: play.episodes,
         };
-        tasks.push(Task { trained, hardship: None, mode, key: key("none", 0.0) });
+        let player = Player::Trained(trained);
+        tasks.push(Task { player, work: Work::Episodes(None), mode, key: key("none", 0.0) });
+        for &radius in &play.radii {
+            tasks.push(Task { player, work: Work::Lipschitz(radius), mode, key: key(LIPSCHITZ, radius) });
+        }
         for axis in axes {
             for &level in axis.levels.iter().filter(|level| **level != 0.0) {
                 for (label, hardship) in &axis.variants {
-                    let hardship = Some(hardship.with_level(level));
-                    tasks.push(Task { trained, hardship, mode, key: key(label, level) });
+                    let work = Work::Episodes(Some(hardship.with_level(level)));
+                    tasks.push(Task { player, work, mode, key: key(label, level) });
                 }
             }
         }
     }
-    tasks
+    Ok(tasks)
+}
+
+/// Random actions in the unperturbed world; nothing where actions have no uniform law.
+fn uniform<'a>(config: &'a ExperimentConfig, play: &Play, spec: &EnvSpec) -> Result<Option<Task<'a>>> {
+    if let Err(error) = UniformPolicy::new(spec) {
+        tracing::warn!("there is no random policy to measure drops of return by: {error}");
+        return Ok(None);
+    }
+    let key = Key::uniform(checksum(&config.env)?, play.seed, play.episodes);
+    Ok(Some(Task { player: Player::Uniform(config), work: Work::Episodes(None), mode: ActMode::Sample, key }))
+}
+
+/// Checksum of the settings of a world.
+fn checksum(env: &EnvConfig) -> Result<u32> {
+    let text = toml::to_string(env).map_err(|e| Failure::caused("cannot write down the settings of the world", e))?;
+    Ok(crc32c::crc32c(text.as_bytes()))
 }
 
 fn evaluate(task: &Task<'_>) -> Result<Cell> {
     // One thread of its own: a cell is small, and several run side by side.
     build::thread_pool(1)?.install(|| {
-        let mut config = task.trained.config.clone();
+        let mut config = match task.player {
+            Player::Trained(trained) => trained.config.clone(),
+            Player::Uniform(config) => config.clone(),
+        };
         config.eval.seed = task.key.seed;
         let ground = Ground::of(&config)?;
-        let perturbations: Vec<PerturbationConfig> = match &task.hardship {
+        let evaluator =
+            |perturbations: &[PerturbationConfig]| Evaluator::new(&config, &ground, perturbations, task.key.episodes, task.mode);
+        let hardship = match &task.work {
+            Work::Episodes(hardship) => hardship.as_ref(),
+            Work::Lipschitz(_) => None,
+        };
+        let perturbations: Vec<PerturbationConfig> = match hardship {
             Some(Hardship::Perturbation(perturbation)) => vec![perturbation.clone()],
             _ => Vec::new(),
         };
-        let mut evaluator = Evaluator::new(&config, &ground, &perturbations, task.key.episodes, task.mode)?;
-        let spec = evaluator.spec().clone();
-        let mut learner = build::learner(&config, &ground, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
-        let fits = learner.load_state(&task.trained.checkpoint.learner);
-        fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", task.trained.run), e))?;
-        if let Some(Hardship::Attack(attack)) = &task.hardship {
-            let seeds = SeedTree::new(task.key.seed).child("attack");
-            if !learner.set_attack(Some((attack, seeds))) {
-                return Err(Failure::run(format!("the policy of {} cannot be attacked", task.trained.run)));
+        let mut hard = evaluator(&perturbations)?;
+        let spec = hard.spec().clone();
+        let seeds = SeedTree::new(task.key.seed);
+        let mut cell = Cell { key: task.key.clone(), scores: BTreeMap::new(), numbers: BTreeMap::new() };
+        let trained = match task.player {
+            Player::Trained(trained) => trained,
+            Player::Uniform(_) => {
+                let mut policy = UniformPolicy::new(&spec).map_err(|e| Failure::caused("cannot act at random", e))?;
+                cell.scores = cell::scores(&spec, &hard.play(&mut policy)?);
+                return Ok(cell);
             }
+        };
+        let mut learner = trained.learner(&config, &ground, &spec)?;
+        if let Work::Lipschitz(radius) = task.work {
+            let visited = hard.visit(learner.policy(), MOMENTS)?;
+            let (n_agents, width) = (spec.n_agents(), spec.observation_width());
+            let n_slots = visited.len() / (n_agents * width);
+            let observations = ObservationBatch { n_slots, n_agents, width, observations: &visited };
+            if let Some(b) = learner.lipschitz_bracket(&observations, radius, seeds.child("lipschitz")) {
+                let values = [b.lower, b.linear, b.interval, b.product];
+                cell.numbers = LIPSCHITZ_BOUNDS.into_iter().map(str::to_string).zip(values).collect();
+            }
+            return Ok(cell);
         }
-        let (_, episodes) = evaluator.run(learner.as_mut(), Source::Eval, task.key.step)?;
-        Ok(Cell { key: task.key.clone(), scores: cell::scores(&spec, &episodes) })
+        if let Some(Hardship::Attack(target, attack)) = hardship {
+            trained.attack(learner.as_mut(), *target, attack, seeds.child("attack"))?;
+        }
+        let episodes = match perturbations.iter().find_map(|p| p.schedule().recovery_start()) {
+            None => hard.play(learner.policy())?,
+            Some(start) => {
+                let (_, nominal) = evaluator(&[])?.play_steps(learner.policy())?;
+                let (episodes, disturbed) = hard.play_steps(learner.policy())?;
+                for (team, agents) in cell::teams(&spec) {
+                    if let Some(found) = recovery(&nominal, &disturbed, &agents, start, spec.horizon) {
+                        let values = [found.steps as f64, f64::from(u8::from(found.is_censored))];
+                        cell.numbers.extend(cell::recovery_names(&team).into_iter().zip(values));
+                    }
+                }
+                episodes
+            }
+        };
+        cell.scores = cell::scores(&spec, &episodes);
+        Ok(cell)
     })
 }
 
-/// Appends cells to the log; the first one decides on the columns.
-struct Writer<'a> {
-    log: &'a mut LogFile,
-    names: Vec<String>,
+/// Appends cells to their log.
+struct Writer {
+    log: LogFile,
+    columns: Columns,
 }
 
-impl Writer<'_> {
-    fn write(&mut self, cell: &Cell) -> Result<()> {
-        let mut records = Vec::new();
-        if self.names.is_empty() {
-            self.names = cell.scores.keys().cloned().collect();
-            records.push(cell::header(&[], &self.names));
+impl Writer {
+    /// Opens the log of a world, new or begun, and reads the cells that it has.
+    fn open(path: &Path, spec: &EnvSpec) -> Result<(Vec<Cell>, Self)> {
+        let text = match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(|e| Failure::file("read", path, e))?,
+        };
+        let known = cell::parse(path, &text)?;
+        let mut columns = Columns::of(spec);
+        columns.extend(&known);
+        let header = cell::lines(&[columns.header()]);
+        // What a process that was killed left of its last line.
+        let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+        if !text.starts_with(&header) {
+            // A new log, or one of another world or an earlier version, which lacks columns.
+            let records: Vec<Vec<String>> =
+                std::iter::once(columns.header()).chain(known.iter().map(|cell| cell::record(cell, &columns))).collect();
+            write_whole(path, &cell::lines(&records))?;
+            return Ok((known, Self { log: LogFile::open(path)?, columns }));
         }
-        records.push(cell::record(&[], cell, &self.names));
-        self.log.append(&cell::lines(&records))
+        let mut log = LogFile::open(path)?;
+        log.truncate(finished as u64)?;
+        Ok((known, Self { log, columns }))
     }
-}
 
-/// Names of the scores in the header of a log; nothing without a header.
-fn names_in(text: &[u8]) -> Option<Vec<String>> {
-    let mut reader = csv::Reader::from_reader(text);
-    let header = reader.headers().ok()?.clone();
-    let names: Vec<String> = header.iter().filter_map(|h| h.strip_suffix("_worst_decile")).map(str::to_string).collect();
-    (!names.is_empty()).then_some(names)
+    fn write(&mut self, cell: &Cell) -> Result<()> {
+        self.log.append(&cell::lines(&[cell::record(cell, &self.columns)]))
+    }
 }

@@ -4,6 +4,7 @@
 //! sweeps/NAME/
 //!     cells.csv        one line per finished cell, as it was evaluated
 //!     results.csv      the same cells in order, with their method
+//!     summary.csv      means over seeds, per method, axis and level
 //!     table.txt        statistics per axis
 //!     report.html      tables and pictures in one file
 //!     plots/           pictures
@@ -12,4 +13,7 @@
 pub mod axis;
 pub mod cell;
 pub mod evaluate;
+pub mod recovery;
 pub mod report;
+mod summary;
+pub mod tidy;

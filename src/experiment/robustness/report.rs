@@ -23,11 +23,14 @@ pub struct Method {
 
 /// Cells, ready to be asked.
 pub struct Report<'a> {
-    methods: &'a [Method],
-    axes: &'a [Axis],
+    pub(super) methods: &'a [Method],
+    pub(super) axes: &'a [Axis],
     baseline: usize,
-    metric: &'a str,
+    pub(super) metric: &'a str,
     scores: BTreeMap<(&'a str, &'a str, &'a str), Score>,
+    numbers: BTreeMap<(&'a str, &'a str, &'a str), &'a BTreeMap<String, f64>>,
+    /// Mean of the score under random actions, if they were played.
+    pub(super) uniform: Option<f64>,
     environment: &'a str,
 }
 
@@ -39,19 +42,28 @@ Differences are to the baseline, paired by seed, on the same episodes. P(better)
 method has a larger AUC than one of the baseline (1/2 for equal ones). IQM: mean of the middle half. Worst tenth:
 mean over the tenth of the episodes with the lowest return, at the level where it is lowest. Crosses at: the first
 level at which the method's mean rises above the baseline's. Nominal cost: the baseline's return without
-perturbation minus the method's, in per cent of the baseline's size.";
+perturbation minus the method's, in per cent of the baseline's size. Relative drop: the return without
+perturbation minus that at the level, over the distance of the former from the return of uniformly random actions in
+the same episodes, means over seeds: 0 is no loss, 1 is the loss of everything that was learned. Recovery: steps from
+the end of a burst, or from an onset, to the first step from which on the reward per step, mean over agents and
+episodes, stays close to that of the same episodes without perturbation at the same time: short of it by at most a
+tenth of the largest shortfall, or by at most three standard errors of the difference. Runs that were not back at the
+horizon count with all steps up to there, so that their mean is a lower bound (≥). Lipschitz constants: largest change
+of the outputs of the policy network (logits or means) over the radius of the ball that observations stay in, Euclidean
+lengths in the world's units, the largest over observations of the unperturbed episodes. The truth is at least what
+ascent finds and at most each upper bound.";
 
 impl<'a> Report<'a> {
     /// The cells of `methods` over `axes`, by their score `metric`.
     pub fn new(methods: &'a [Method], axes: &'a [Axis], baseline: usize, cells: &'a [Cell], metric: &'a str, environment: &'a str) -> Self {
-        let score = |cell: &'a Cell| {
-            let key = (cell.key.run.as_str(), cell.key.axis.as_str(), cell.key.level.as_str());
-            cell.scores.get(metric).map(|score| (key, *score))
-        };
-        Self { methods, axes, baseline, metric, scores: cells.iter().filter_map(score).collect(), environment }
+        let key = |cell: &'a Cell| (cell.key.run.as_str(), cell.key.axis.as_str(), cell.key.level.as_str());
+        let scores = cells.iter().filter_map(|cell| Some((key(cell), *cell.scores.get(metric)?))).collect();
+        let numbers = cells.iter().map(|cell| (key(cell), &cell.numbers)).collect();
+        let uniform = cells.iter().find(|cell| cell.key.is_uniform()).and_then(|cell| Some(cell.scores.get(metric)?.mean));
+        Self { methods, axes, baseline, metric, scores, numbers, uniform, environment }
     }
 
-    fn score(&self, run: &str, axis: &Axis, level: f64) -> Option<Score> {
+    pub(super) fn score(&self, run: &str, axis: &Axis, level: f64) -> Option<Score> {
         let level_text = level.to_string();
         let at = |label: &str| self.scores.get(&(run, label, level_text.as_str())).copied();
         if level == 0.0 {
@@ -60,6 +72,12 @@ impl<'a> Report<'a> {
         // Of several variants the worst one counts, once all are known.
         let found: Vec<Score> = axis.variants.iter().map(|(label, _)| at(label)).collect::<Option<_>>()?;
         found.into_iter().min_by(|a, b| a.mean.total_cmp(&b.mean))
+    }
+
+    /// A number of the cell of a run, without variants.
+    pub(super) fn number(&self, run: &str, axis: &str, level: f64, name: &str) -> Option<f64> {
+        let level = level.to_string();
+        self.numbers.get(&(run, axis, level.as_str()))?.get(name).copied()
     }
 
     /// Values at each level of an axis, of one run.
@@ -89,9 +107,10 @@ impl<'a> Report<'a> {
         ours.iter().filter_map(|(seed, value)| Some(value - other.get(seed)?)).collect()
     }
 
-    /// The tables: one per axis, then all axes together.
+    /// The tables: those of each axis, then all axes together.
     pub fn sections(&self) -> Vec<Section> {
-        let mut sections: Vec<Section> = self.axes.iter().map(|axis| self.axis_section(axis)).collect();
+        let of_axis = |axis| [Some(self.axis_section(axis)), self.drop_section(axis), self.recovery_section(axis)].into_iter().flatten();
+        let mut sections: Vec<Section> = self.axes.iter().flat_map(of_axis).collect();
         sections.push(self.total_section());
         sections
     }
@@ -230,7 +249,7 @@ impl<'a> Report<'a> {
     }
 }
 
-fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
+pub(super) fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
     match (value, interval) {
         (None, _) => "-".to_string(),
         (Some(value), None) => format!("{value:.3}"),
@@ -254,7 +273,8 @@ mod tests {
             seed: 0,
             episodes: 10,
         };
-        Cell { key, scores: [("r".to_string(), Score { mean: value, worst_decile: value - 2.0 })].into() }
+        let scores = [("r".to_string(), Score { mean: value, worst_decile: value - 2.0 })].into();
+        Cell { key, scores, numbers: BTreeMap::new() }
     }
 
     /// The baseline falls from 10 by 20 per level, the other starts at 9 and falls by 10; seeds differ by a constant.
@@ -309,6 +329,53 @@ mod tests {
         let map = report.heat_map();
         assert_eq!((map.rows, map.marked), (vec!["robust".to_string()], vec![vec![true]]));
         assert!((map.values[0][0].unwrap() - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn drops_are_measured_by_random_actions() {
+        let (methods, axes, mut cells) = example();
+        // Without them there is nothing to measure by.
+        assert_eq!(Report::new(&methods, &axes, 0, &cells, "r", "world").sections().len(), 2);
+        let score = Score { mean: 2.0, worst_decile: 0.0 };
+        cells.push(Cell { key: Key::uniform(7, 0, 10), scores: [("r".to_string(), score)].into(), numbers: BTreeMap::new() });
+        let report = Report::new(&methods, &axes, 0, &cells, "r", "world");
+        let sections = report.sections();
+        assert_eq!((sections[1].title.as_str(), sections[1].header.len()), ("observation_noise: relative drop", 4));
+        // From 12, on average over the seeds, by 2 and 6 of the 10 above random; from 11 by 1 and 3 of 9.
+        for (row, drops) in [(0, ["0.200", "0.600"]), (1, ["0.111", "0.333"])] {
+            let found = &sections[1].rows[row][2..];
+            assert!(found.iter().zip(drops).all(|(found, drop)| found.starts_with(&format!("{drop} ["))), "{found:?}");
+        }
+        let table = String::from_utf8(report.summary().csv()).unwrap();
+        let line = table.lines().find(|l| l.starts_with("robust,observation_noise,0.3,5,8,")).unwrap();
+        let numbers: Vec<f64> = line.split(',').skip(6).map(|n| n.parse().unwrap()).collect();
+        // Starts differ by 4 between seeds, so that the drop of 3 is a third to more of what was learned.
+        assert!((numbers[0] - 3.0 / 9.0).abs() < 1e-12 && numbers[1] < numbers[0] && numbers[0] < numbers[2], "{numbers:?}");
+        assert!(numbers[1] >= 3.0 / 11.0 && numbers[2] <= 3.0 / 7.0, "{numbers:?}");
+    }
+
+    #[test]
+    fn recovery_times_say_what_was_not_seen() {
+        let (methods, _, mut cells) = example();
+        let axes = [Axis::parse("{ observation_noise = { schedule = { burst = { start = 5, length = 5 } } } }=0.1,0.3").unwrap()];
+        for cell in cells.iter_mut().filter(|cell| cell.key.level != "0") {
+            cell.key.axis = axes[0].label.clone();
+            let is_late = cell.key.run == "robust-3" && cell.key.level == "0.3";
+            let steps = if is_late { 15.0 } else { 2.0 };
+            cell.numbers =
+                [("recovery_agent_mean".to_string(), steps), ("recovery_agent_mean_is_censored".to_string(), f64::from(is_late))].into();
+        }
+        let report = Report::new(&methods, &axes, 0, &cells, "return_agent_mean", "world");
+        let section = report.sections().into_iter().find(|s| s.title.ends_with("recovery (steps)")).unwrap();
+        assert_eq!(section.rows[0][2..], ["2.000 ± 0.000", "2.000 ± 0.000"]);
+        assert!(section.rows[1][3].starts_with("≥ 4.600 ± ") && section.rows[1][3].ends_with("(1 of 5 not back)"), "{:?}", section.rows[1]);
+        let table = String::from_utf8(report.summary().csv()).unwrap();
+        assert!(table.lines().nth(6).unwrap().contains(",4.6,") && table.lines().nth(6).unwrap().ends_with(",1"), "{table}");
+        // At level 0 there is nothing to recover from.
+        assert!(table.lines().nth(1).unwrap().ends_with(",,,"), "{table}");
+        // Steady perturbations have no such column.
+        let (_, steady, _) = example();
+        assert!(!String::from_utf8(Report::new(&methods, &steady, 0, &cells, "r", "world").summary().csv()).unwrap().contains("recovery"));
     }
 
     #[test]

@@ -502,7 +502,7 @@ impl Distances<f32> for PolicyDistances<'_> {
 
 /// `perturbed = inputs + unit · offset` on the perturbable features, clamped as the network's inputs are; the others as in
 /// the inputs.
-fn place(observed: &Observed<'_>, width: usize, offset: &[f32], perturbed: &mut [f32]) {
+pub(super) fn place(observed: &Observed<'_>, width: usize, offset: &[f32], perturbed: &mut [f32]) {
     let features = observed.unit.len();
     for ((x, clean), u) in perturbed.chunks_exact_mut(width).zip(observed.inputs.chunks_exact(width)).zip(offset.chunks_exact(features)) {
         for i in 0..features {
@@ -517,7 +517,7 @@ fn place(observed: &Observed<'_>, width: usize, offset: &[f32], perturbed: &mut 
 
 /// Derivatives with respect to offsets from those with respect to the perturbed inputs. A feature at the limit of inputs
 /// does not answer its offset.
-fn slopes(observed: &Observed<'_>, width: usize, perturbed: &[f32], d_input: &[f32], out: &mut [f32]) {
+pub(super) fn slopes(observed: &Observed<'_>, width: usize, perturbed: &[f32], d_input: &[f32], out: &mut [f32]) {
     let features = observed.unit.len();
     for ((slope, d), x) in out.chunks_exact_mut(features).zip(d_input.chunks_exact(width)).zip(perturbed.chunks_exact(width)) {
         for i in 0..features {
