@@ -290,7 +290,7 @@ impl Balls {
             steps: 20,
             step_size: Some(0.25 * radius),
             initial_std: 0.5 * radius / (self.features() as f64).sqrt(),
-            distance: Distance::L2,
+            distance: Some(Distance::L2),
             ..LipschitzConfig::default()
         };
         let mut ascent = LipschitzRegularizer::adversarial(&config, rng);
@@ -362,8 +362,6 @@ mod tests {
     use steadfast_envs::SeedTree;
 
     use super::*;
-    use crate::head::PolicyHead;
-    use crate::nn::Workspace;
 
     const ACTIVATIONS: [Activation; 4] = [Activation::Tanh, Activation::Relu, Activation::LeakyRelu, Activation::Identity];
 
