@@ -4,6 +4,7 @@
 //! is the choice of an [`AgentConfig`] and a [`RegularizerConfig`]. Control networks live in [`nn`], the meaning of their
 //! outputs in [`head`].
 
+mod acting;
 pub mod algorithms;
 pub mod config;
 pub mod error;

@@ -32,6 +32,7 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
+use crate::acting::{Acting, Actor};
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
 use crate::nn::squashed_gaussian::ActionBox;
@@ -39,11 +40,10 @@ use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, Trace, Workspace
 use crate::ranges::Ranges;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
-use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
-use crate::regularizers::{Observed, RegularizerConfig};
+use crate::regularizers::RegularizerConfig;
 use crate::replay::{Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
@@ -220,11 +220,8 @@ struct Group {
     inputs: Vec<f32>,
     next_inputs: Vec<f32>,
     outputs: Vec<f32>,
-    act_inputs: Vec<f32>,
-    act_outputs: Vec<f32>,
     workspace: Workspace,
-    attack: Option<ObservationAttack>,
-    attack_unit: Vec<f32>,
+    acting: Acting,
 }
 
 /// Where things lie in the critics' inputs: all observations, all actions, the agent's index.
@@ -585,7 +582,7 @@ impl Maddpg {
         let steps = &batch.observations[..batch.n_steps * batch.n_slots * row];
         for group in &mut self.groups {
             if self.config.normalize_observations || group.smoothing.as_ref().is_some_and(Smoothing::tracks_deviation) {
-                group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.act_inputs);
+                group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.inputs);
             }
             if let Some(smoothing) = &mut group.smoothing {
                 smoothing.measure_units(&group.input);
@@ -928,11 +925,8 @@ impl Group {
             inputs: Vec::new(),
             next_inputs: Vec::new(),
             outputs: Vec::new(),
-            act_inputs: Vec::new(),
-            act_outputs: Vec::new(),
             workspace: Workspace::default(),
-            attack: None,
-            attack_unit: Vec::new(),
+            acting: Acting::default(),
         })
     }
 }
@@ -959,38 +953,19 @@ impl Policy for Maddpg {
         let noise = self.config.exploration_noise as f32;
         for group in &mut self.groups {
             let (members, n) = (group.input.members(), group.head.width());
-            let rows = observations.n_slots * members;
-            group.input.gather(observations.observations, observations.n_agents, observations.width, &mut group.act_inputs);
-            group.act_outputs.resize(rows * n, 0.0);
-            let net = &group.actor.net;
-            net.forward(&group.act_inputs, rows, &mut group.act_outputs, &mut group.workspace);
-            if let Some(attack) = &mut group.attack {
-                let observed = Observed {
-                    rows,
-                    members,
-                    inputs: &group.act_inputs,
-                    unit: &group.attack_unit,
-                    limit: group.input.limit(),
-                    outputs: &group.act_outputs,
-                    head: &group.head,
-                };
-                let moved = attack.perturb(net, &observed);
-                net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
-            }
-            if let Some(bad) = group.act_outputs.iter().find(|v| !v.is_finite()) {
-                return Err(EnvError::Policy(format!("output of the actor of `{}` is {bad}", group.name)));
-            }
-            for row in 0..rows {
-                let place = row / members * observations.n_agents + group.input.agents[row % members];
+            let Group { name, actor, head, input, acting, .. } = group;
+            let outputs = acting.outputs(Actor { name, net: &actor.net, head, input, critic: None }, observations)?;
+            for row in 0..observations.n_slots * members {
+                let place = row / members * observations.n_agents + input.agents[row % members];
                 let rng = &mut rngs[row / members];
-                match (&mut out.actions, &group.head) {
+                match (&mut out.actions, &*head) {
                     (ActionsMut::Discrete(actions), head) => {
-                        (actions[place], out.log_probs[place]) = head.choose_index(&group.act_outputs, row, mode, rng);
+                        (actions[place], out.log_probs[place]) = head.choose_index(outputs, row, mode, rng);
                     }
                     (ActionsMut::Continuous(actions), PolicyHead::Deterministic { bounds }) => {
                         let action = &mut actions[place * self.action_width..(place + 1) * self.action_width];
                         action.fill(0.0);
-                        for (a, output) in action.iter_mut().zip(&group.act_outputs[row * n..(row + 1) * n]) {
+                        for (a, output) in action.iter_mut().zip(&outputs[row * n..(row + 1) * n]) {
                             *a = output.tanh();
                             if mode == ActMode::Sample {
                                 *a = (*a + noise * rng.normal_f32()).clamp(-1.0, 1.0);
@@ -1074,8 +1049,7 @@ impl Learner for Maddpg {
 
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
-            group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
-            group.input.units(Scale::Absolute, &mut group.attack_unit);
+            group.acting.set_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
         }
         true
     }

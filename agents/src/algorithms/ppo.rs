@@ -33,17 +33,16 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
+use crate::acting::{Acting, Actor};
 use crate::head::{ActionRows, Evaluation, PolicyHead};
 use crate::learner::{Learner, Metrics};
 use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
 use crate::ranges::Ranges;
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
-use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
-use crate::regularizers::value_attack::ValueAttack;
-use crate::regularizers::{Observed, RegularizerConfig};
+use crate::regularizers::RegularizerConfig;
 use crate::returns::{REWARD_CLIP, RewardScaling, Trajectories, generalized_advantages};
 use crate::schedule::Schedule;
 use crate::state_dict::StateDict;
@@ -282,16 +281,11 @@ struct Group {
     critic: CriticSide,
     rollout: Rollout,
     minibatch: Minibatch,
-    act_inputs: Vec<f32>,
-    act_outputs: Vec<f32>,
+    acting: Acting,
     act_indices: Vec<u32>,
     act_vectors: Vec<f32>,
     act_evaluation: Evaluation,
     workspace: Workspace,
-    attack: Option<ObservationAttack>,
-    value_attack: Option<ValueAttack>,
-    /// One environment unit of each observed feature in network input units.
-    attack_unit: Vec<f32>,
 }
 
 /// Sums over the minibatches of an update.
@@ -454,15 +448,11 @@ impl Group {
             },
             rollout: Rollout::default(),
             minibatch: Minibatch::default(),
-            act_inputs: Vec::new(),
-            act_outputs: Vec::new(),
+            acting: Acting::default(),
             act_indices: Vec::new(),
             act_vectors: Vec::new(),
             act_evaluation: Evaluation::default(),
             workspace: Workspace::default(),
-            attack: None,
-            value_attack: None,
-            attack_unit: Vec::new(),
         })
     }
 }
@@ -490,32 +480,9 @@ impl Policy for Ppo {
         for group in &mut self.groups {
             let members = group.input.members();
             let rows = observations.n_slots * members;
-            let mut inputs = std::mem::take(&mut group.act_inputs);
-            group.input.gather(observations.observations, n_agents, observations.width, &mut inputs);
-            group.act_outputs.resize(rows * group.policy.net.output(), 0.0);
-            group.policy.net.forward(&inputs, rows, &mut group.act_outputs, &mut group.workspace);
-            let observed = Observed {
-                rows,
-                members,
-                inputs: &inputs,
-                unit: &group.attack_unit,
-                limit: group.input.limit(),
-                outputs: &group.act_outputs,
-                head: &group.policy.head,
-            };
-            let moved = match (&mut group.attack, &mut group.value_attack) {
-                (Some(attack), _) => Some(attack.perturb(&group.policy.net, &observed)),
-                (None, Some(attack)) => Some(attack.perturb(&group.critic.net, &observed)),
-                (None, None) => None,
-            };
-            if let Some(moved) = moved {
-                group.policy.net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
-            }
-            group.act_inputs = inputs;
-            if let Some(bad) = group.act_outputs.iter().find(|v| !v.is_finite()) {
-                return Err(EnvError::Policy(format!("output of the policy network of `{}` is {bad}", group.name)));
-            }
-            let head = &group.policy.head;
+            let (name, head, input, critic) = (&group.name, &group.policy.head, &group.input, self.config.critic);
+            let critic = (critic == Critic::Local).then_some(&group.critic.net);
+            let outputs = group.acting.outputs(Actor { name, net: &group.policy.net, head, input, critic }, observations)?;
             let rng_of = |row: usize| row / members;
             match &mut out.actions {
                 ActionsMut::Discrete(_) => {
@@ -524,23 +491,23 @@ impl Policy for Ppo {
                     log_probs.resize(rows, 0.0);
                     for row in 0..rows {
                         let rng = &mut rngs[rng_of(row)];
-                        (group.act_indices[row], log_probs[row]) = head.choose_index(&group.act_outputs, row, mode, rng);
+                        (group.act_indices[row], log_probs[row]) = head.choose_index(outputs, row, mode, rng);
                     }
                 }
                 ActionsMut::Continuous(_) => {
                     let width = head.width();
                     group.act_vectors.resize(rows * width, 0.0);
                     for (row, action) in group.act_vectors.chunks_exact_mut(width).enumerate() {
-                        head.choose_vector(&group.act_outputs, row, mode, &mut rngs[rng_of(row)], action, &mut group.act_evaluation);
+                        head.choose_vector(outputs, row, mode, &mut rngs[rng_of(row)], action, &mut group.act_evaluation);
                     }
                     // The same evaluation as in the update, so that the ratio starts at exactly 1.
                     let chosen = ActionRows { indices: &[], vectors: &group.act_vectors };
-                    head.evaluate(&group.act_outputs, rows, chosen, &mut group.act_evaluation);
+                    head.evaluate(outputs, rows, chosen, &mut group.act_evaluation);
                 }
                 ActionsMut::Tokens(_) => return Err(EnvError::Policy("this policy does not write texts".to_string())),
             }
             for row in 0..rows {
-                let place = row / members * n_agents + group.input.agents[row % members];
+                let place = row / members * n_agents + input.agents[row % members];
                 out.log_probs[place] = group.act_evaluation.log_prob[row];
                 match &mut out.actions {
                     ActionsMut::Discrete(actions) => actions[place] = group.act_indices[row],
@@ -628,8 +595,7 @@ impl Learner for Ppo {
 
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
-            group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
-            group.input.units(Scale::Absolute, &mut group.attack_unit);
+            group.acting.set_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
         }
         true
     }
@@ -640,8 +606,7 @@ impl Learner for Ppo {
             return false;
         }
         for (i, group) in self.groups.iter_mut().enumerate() {
-            group.value_attack = attack.map(|(config, seeds)| ValueAttack::new(config, seeds.index(i as u64).rng()));
-            group.input.units(Scale::Absolute, &mut group.attack_unit);
+            group.acting.set_value_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
         }
         true
     }
@@ -879,8 +844,7 @@ impl Ppo {
             if !self.config.normalize_observations && !tracks {
                 continue;
             }
-            // The action room is free between collections.
-            group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.act_inputs);
+            group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.rollout.critic_rows);
         }
         if self.config.normalize_observations && self.config.critic == Critic::Central {
             self.state_norm.update(&batch.states[..batch.n_steps * batch.n_slots * batch.state_dim]);

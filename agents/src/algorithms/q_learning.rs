@@ -34,6 +34,7 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
+use crate::acting::{Acting, Actor};
 use crate::explore::ExplorationConfig;
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
@@ -43,11 +44,10 @@ use crate::nn::{
 use crate::ranges::Ranges;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
-use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::lipschitz::Scale;
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
-use crate::regularizers::{Observed, RegularizerConfig};
+use crate::regularizers::RegularizerConfig;
 use crate::replay::{Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
@@ -190,11 +190,8 @@ struct Group {
     target_next: Vec<f32>,
     d_output: Vec<f32>,
     gradient: Vec<f32>,
-    act_inputs: Vec<f32>,
-    act_outputs: Vec<f32>,
     workspace: Workspace,
-    attack: Option<ObservationAttack>,
-    attack_unit: Vec<f32>,
+    acting: Acting,
 }
 
 /// QMIX's network of a team and what trains it.
@@ -476,7 +473,7 @@ impl QLearning {
         let steps = &batch.observations[..batch.n_steps * batch.n_slots * row];
         for group in &mut self.groups {
             if self.config.normalize_observations || group.smoothing.as_ref().is_some_and(Smoothing::tracks_deviation) {
-                group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.act_inputs);
+                group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.inputs);
             }
             if let Some(smoothing) = &mut group.smoothing {
                 smoothing.measure_units(&group.input);
@@ -545,11 +542,8 @@ impl Group {
             online_next: Vec::new(),
             target_next: Vec::new(),
             d_output: Vec::new(),
-            act_inputs: Vec::new(),
-            act_outputs: Vec::new(),
             workspace: Workspace::default(),
-            attack: None,
-            attack_unit: Vec::new(),
+            acting: Acting::default(),
         })
     }
 
@@ -820,28 +814,10 @@ impl Policy for QLearning {
         let exploration = if mode == ActMode::Sample { self.exploration } else { 0.0 };
         for group in &mut self.groups {
             let (members, n) = (group.input.members(), group.net.output());
-            let rows = observations.n_slots * members;
-            group.input.gather(observations.observations, observations.n_agents, observations.width, &mut group.act_inputs);
-            group.act_outputs.resize(rows * n, 0.0);
-            group.net.forward(&group.act_inputs, rows, &mut group.act_outputs, &mut group.workspace);
-            if let Some(attack) = &mut group.attack {
-                let observed = Observed {
-                    rows,
-                    members,
-                    inputs: &group.act_inputs,
-                    unit: &group.attack_unit,
-                    limit: group.input.limit(),
-                    outputs: &group.act_outputs,
-                    head: &group.head,
-                };
-                let moved = attack.perturb(&group.net, &observed);
-                group.net.forward(moved, rows, &mut group.act_outputs, &mut group.workspace);
-            }
-            if let Some(bad) = group.act_outputs.iter().find(|v| !v.is_finite()) {
-                return Err(EnvError::Policy(format!("an action value of `{}` is {bad}", group.name)));
-            }
-            for (row, values) in group.act_outputs.chunks_exact(n).enumerate() {
-                let place = row / members * observations.n_agents + group.input.agents[row % members];
+            let Group { name, net, head, input, acting, .. } = group;
+            let outputs = acting.outputs(Actor { name, net, head, input, critic: None }, observations)?;
+            for (row, values) in outputs.chunks_exact(n).enumerate() {
+                let place = row / members * observations.n_agents + input.agents[row % members];
                 let best = greedy(values);
                 let mut action = best;
                 if exploration > 0.0 {
@@ -927,8 +903,7 @@ impl Learner for QLearning {
 
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
-            group.attack = attack.map(|(config, seeds)| ObservationAttack::new(config, seeds.index(i as u64).rng()));
-            group.input.units(Scale::Absolute, &mut group.attack_unit);
+            group.acting.set_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
         }
         true
     }

@@ -1,0 +1,80 @@
+//! How agents who share a network act: from what they observe to its outputs, attacked or not.
+
+use steadfast_envs::{EnvError, ObservationBatch, SeedTree};
+
+use crate::head::PolicyHead;
+use crate::nn::{Mlp, Workspace};
+use crate::regularizers::Observed;
+use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
+use crate::regularizers::lipschitz::Scale;
+use crate::regularizers::value_attack::ValueAttack;
+use crate::team::SharedInput;
+
+/// An attacker who changes what a trained policy observes.
+enum Attack {
+    /// So that its outputs change most.
+    Outputs(ObservationAttack),
+    /// So that its critic values it least.
+    Value(ValueAttack),
+}
+
+/// The networks of a group that takes part in acting.
+#[derive(Clone, Copy)]
+pub(crate) struct Actor<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) net: &'a Mlp,
+    pub(crate) head: &'a PolicyHead,
+    pub(crate) input: &'a SharedInput,
+    /// A critic of the same inputs, for attacks on the value.
+    pub(crate) critic: Option<&'a Mlp>,
+}
+
+/// Room for acting, and the attacker if there is one.
+#[derive(Default)]
+pub(crate) struct Acting {
+    attack: Option<Attack>,
+    unit: Vec<f32>,
+    inputs: Vec<f32>,
+    outputs: Vec<f32>,
+    workspace: Workspace,
+}
+
+impl Acting {
+    /// From now on the outputs are attacked, or no longer.
+    pub(crate) fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) {
+        self.attack = attack.map(|(config, seeds)| Attack::Outputs(ObservationAttack::new(config, seeds.rng())));
+    }
+
+    /// From now on the value is attacked, or no longer.
+    pub(crate) fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) {
+        self.attack = attack.map(|(config, seeds)| Attack::Value(ValueAttack::new(config, seeds.rng())));
+    }
+
+    /// Outputs `[slot, member, output]` of the network for all slots.
+    ///
+    /// # Errors
+    /// [`EnvError::Policy`] if one is not finite.
+    pub(crate) fn outputs(&mut self, actor: Actor<'_>, observations: &ObservationBatch<'_>) -> steadfast_envs::Result<&[f32]> {
+        let Actor { name, net, head, input, critic } = actor;
+        let members = input.members();
+        let rows = observations.n_slots * members;
+        input.gather(observations.observations, observations.n_agents, observations.width, &mut self.inputs);
+        self.outputs.resize(rows * net.output(), 0.0);
+        net.forward(&self.inputs, rows, &mut self.outputs, &mut self.workspace);
+        if let Some(attack) = &mut self.attack {
+            input.units(Scale::Absolute, &mut self.unit);
+            let (inputs, unit, limit) = (&self.inputs, &self.unit, input.limit());
+            let observed = Observed { rows, members, inputs, unit, limit, outputs: &self.outputs, head };
+            let moved = match (attack, critic) {
+                (Attack::Outputs(attack), _) => attack.perturb(net, &observed),
+                (Attack::Value(attack), Some(critic)) => attack.perturb(critic, &observed),
+                (Attack::Value(_), None) => return Err(EnvError::Policy(format!("`{name}` has no critic of what it observes"))),
+            };
+            net.forward(moved, rows, &mut self.outputs, &mut self.workspace);
+        }
+        match self.outputs.iter().find(|v| !v.is_finite()) {
+            Some(bad) => Err(EnvError::Policy(format!("output of the network of `{name}` is {bad}"))),
+            None => Ok(&self.outputs),
+        }
+    }
+}
