@@ -265,11 +265,14 @@ intervals and pictures per perturbation, and one HTML page. Finished cells are n
 An axis is a perturbation (see `steadfast list perturbations`), dynamics.CONSTANT, worst_agent
 (random actions of the one agent, found per run and level, whose malice hurts most), attack_linf or
 attack_l2 (observations changed by projected gradient ascent on the policy), attack_value_linf or
-attack_value_l2 (observations that the policy's critic values least), or an inline table.
+attack_value_l2 (observations that the policy's critic values least), learned_attacker (an agent
+that is turned by an attacker trained against the others; the level is the probability that it obeys
+at a step; trained attackers are kept), or an inline table.
 
 Examples:
   steadfast sweep runs/spread-* --axis observation_noise=0.1,0.2,0.4 --axis dynamics.mass=-0.5,1
   steadfast sweep runs/spread-* --axis '{ malicious_action = { count = 1 } }=0.25,0.5,1'
+  steadfast sweep runs/spread-* --axis '{ learned_attacker = { count = 1, steps = 200000 } }=0.5,1'
   steadfast sweep pendulum-learning-rate --dry-run
   steadfast sweep my-sweep.toml --jobs 4
   steadfast sweep sweeps/losses --report-only"#;

@@ -88,8 +88,18 @@ fn check(runs: &[Trained], axes: &[Axis]) -> Result<()> {
             runs.iter().try_for_each(|run| run.check_attack(*target, attack))?;
         }
         for &level in &axis.levels {
-            let Hardship::Perturbation(perturbation) = axis.hardship.with_level(level) else { continue };
+            let hardship = axis.hardship.with_level(level);
+            if matches!(hardship, Hardship::Attack(..)) {
+                continue;
+            }
             let world = first.config.env.build().map_err(|e| Failure::usage(e.to_string(), "give runs of worlds that can be perturbed"))?;
+            if let Hardship::LearnedAttacker(attacker) = &hardship {
+                attacker.validate(world.spec()).map_err(|reason| {
+                    let help = "an example: --axis '{ learned_attacker = { count = 1, steps = 200000 } }=0.5,1'";
+                    Failure::usage(format!("--axis {} does not fit at level {level}: {reason}", axis.label), help)
+                })?;
+            }
+            let Hardship::Perturbation(perturbation) = hardship else { continue };
             let fits = perturbation.validate(world.spec()).and_then(|()| Perturbed::new(world, &[perturbation]).map(drop));
             fits.map_err(|e| {
                 let help = "`steadfast list perturbations` shows all; the message says what this world has";

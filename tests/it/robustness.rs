@@ -157,6 +157,47 @@ fn the_numbers_are_those_of_an_evaluation_by_hand() {
 }
 
 #[test]
+fn an_attacker_learns_once_and_hurts() {
+    let place = Place::new();
+    let mut arguments = vec!["train", TINY, "env=bandit", "agent.ppo.critic=local", "regularizer=none", "--output", "runs/bandit"];
+    arguments.extend(BASE);
+    arguments.push("total_steps=20000");
+    place.succeed(&arguments);
+    let axis = "{ learned_attacker = { steps = 20000 } }=0.5,1";
+    let attack = |rest: &[&str]| {
+        let arguments: Vec<&str> = ["sweep", "runs/bandit", "--axis", axis].into_iter().chain(rest.iter().copied()).collect();
+        place.succeed(&arguments)
+    };
+    let first = attack(&["--episodes", "40", "--jobs", "2"]);
+    assert_eq!(first.err.matches("attackers/").count(), 2, "{}", first.err);
+    let returns = |name: &str| -> Vec<(String, f64)> {
+        let bytes = place.read(name);
+        let mut reader = csv::Reader::from_reader(bytes.as_slice());
+        let header = reader.headers().unwrap().clone();
+        let place = |name: &str| header.iter().position(|h| h == name).unwrap();
+        let (axis, level, value) = (place("axis"), place("level"), place("return_agent_mean"));
+        reader
+            .records()
+            .map(Result::unwrap)
+            .filter(|r| r[axis].starts_with("learned") || &r[axis] == "none")
+            .map(|r| (r[level].to_string(), r[value].parse().unwrap()))
+            .collect()
+    };
+    // The arms pay 0.1, 0.9 and 0.5: the attacker wants the first.
+    let found = returns("sweeps/robustness/results.csv");
+    let [.., (_, nominal), (_, half), (_, whole)] = found.as_slice() else { panic!("{found:?}") };
+    assert!(nominal > half && half > whole && *whole < 2.0, "{found:?}");
+    // Other episodes, the same attackers.
+    let again = attack(&["--episodes", "20"]);
+    assert!(!again.err.contains("attackers/"), "{}", again.err);
+    // Everything anew, one after the other: the same numbers.
+    let table = place.read("sweeps/robustness/results.csv");
+    std::fs::remove_dir_all(place.path("sweeps")).unwrap();
+    attack(&["--episodes", "20", "--jobs", "1"]);
+    assert_eq!(place.read("sweeps/robustness/results.csv"), table);
+}
+
+#[test]
 fn mistakes_are_named_and_lose_nothing() {
     let (place, runs) = trained();
     let run = runs[0].as_str();
@@ -168,6 +209,8 @@ fn mistakes_are_named_and_lose_nothing() {
     refused(&["sweep", run, "--axis", "communication_noise=0.5"], &["hear messages"]);
     refused(&["sweep", run, "--axis", "malicious_action=1.5"], &["at level 1.5", "between 0 and 1"]);
     refused(&["sweep", run, "--axis", "observation_noise=1", "--baseline", "plane"], &["`plane`", "plain"]);
+    refused(&["sweep", run, "--axis", "learned_attacker=1.5"], &["at level 1.5", "between 0 and 1"]);
+    refused(&["sweep", run, "--axis", "{ learned_attacker = { count = 9 } }=1"], &["`count`", "the 2 agents that can turn"]);
     refused(&["sweep", run, "--axis", "observation_noise=1", "--lipschitz-radius", "0.1,0"], &["lipschitz-radius", "above 0"]);
     refused(&["sweep", run, &runs[1]], &["one sweep at a time", "--axis"]);
     refused(&["sweep", run, "--episodes", "3"], &["--axis"]);

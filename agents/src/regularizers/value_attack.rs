@@ -6,8 +6,8 @@
 //!
 //! Source: the critic attack of Pattanaik et al. 2018, "Robust Deep Reinforcement Learning with Adversarial Attacks" (arXiv
 //! 1712.03632), who descend the action value of the action chosen. A critic of states alone, as PPO has, cannot tell what an
-//! action is worth; Zhang et al. 2020 (arXiv 2003.08938), section on attacks on PPO, descend `V` in its place, as here. A
-//! critic that does not see the agent's observation gives nothing to descend.
+//! action is worth, so that `V` is descended in its place, as is usual for PPO. A critic that does not see the agent's observation
+//! gives nothing to descend.
 
 use steadfast_envs::Rng;
 

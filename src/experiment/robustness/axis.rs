@@ -1,10 +1,13 @@
 //! What is perturbed, and how strongly.
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use steadfast_agents::regularizers::attack::ObservationAttackConfig;
 use steadfast_agents::regularizers::lipschitz::Norm;
 use steadfast_envs::perturb::{DynamicsConfig, MaliciousActionConfig};
 use steadfast_envs::{EnvSpec, PerturbationConfig};
 
+use super::attacker::LearnedAttackerConfig;
 use crate::config::load::inline;
 use crate::config::report::suggest;
 use crate::failure::{Failure, Result};
@@ -30,6 +33,15 @@ pub enum Hardship {
     Perturbation(PerturbationConfig),
     /// An attacker who knows the policy and changes what it observes.
     Attack(Target, ObservationAttackConfig),
+    /// Some agents are turned and act as an attacker wants who was trained to make the others fail.
+    LearnedAttacker(LearnedAttackerConfig),
+}
+
+/// An axis with settings that is no perturbation of the world.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Table {
+    LearnedAttacker(LearnedAttackerConfig),
 }
 
 /// What an attacker on observations is after.
@@ -46,6 +58,7 @@ impl Hardship {
     pub fn with_level(&self, level: f64) -> Self {
         match self {
             Self::Perturbation(perturbation) => Self::Perturbation(perturbation.with_level(level)),
+            Self::LearnedAttacker(config) => Self::LearnedAttacker(LearnedAttackerConfig { probability: level, ..config.clone() }),
             Self::Attack(target, config) => Self::Attack(*target, ObservationAttackConfig { radius: level, ..config.clone() }),
         }
     }
@@ -59,13 +72,17 @@ const ATTACKS: [(&str, Target, Norm); 4] = [
     ("attack_value_l2", Target::Value, Norm::L2),
 ];
 
+/// The axis of agents that are turned by a trained attacker.
+const LEARNED_ATTACKER: &str = "learned_attacker";
+
 /// The axis that looks for the agent whose malice hurts most.
 const WORST_AGENT: &str = "worst_agent";
 
 impl Axis {
     /// Reads `NAME=LEVEL,LEVEL,...`. NAME is a perturbation (`observation_noise`), a physical constant
     /// (`dynamics.mass`), `worst_agent` (random actions of the one agent, found per run and level, whose malice hurts most), `attack_linf` or `attack_l2` (observations changed by projected gradient ascent on the policy),
-    /// `attack_value_linf` or `attack_value_l2` (observations that the policy's critic values least), or an inline table with further settings (`{ malicious_action = { count = 1 } }`).
+    /// `attack_value_linf` or `attack_value_l2` (observations that the policy's critic values least), `learned_attacker` (an agent
+    /// turned by an attacker that was trained against the others, with this probability at each step), or an inline table with further settings (`{ malicious_action = { count = 1 } }`).
     ///
     /// # Errors
     /// [`Failure::Usage`] naming what is wrong.
@@ -88,11 +105,19 @@ impl Axis {
         }
         let name = name.trim();
         let (label, hardship) = if name.starts_with('{') {
-            let perturbation: PerturbationConfig = inline("--axis", name)?;
-            (label_of(&perturbation), Hardship::Perturbation(perturbation))
+            let table = name.trim_start_matches('{').trim_start();
+            if table.starts_with(LEARNED_ATTACKER) {
+                let Table::LearnedAttacker(config) = inline("--axis", name)?;
+                (label_of(LEARNED_ATTACKER, &Table::LearnedAttacker(config.clone()), &["probability"]), Hardship::LearnedAttacker(config))
+            } else {
+                let perturbation: PerturbationConfig = inline("--axis", name)?;
+                (label_of(perturbation.name(), &perturbation, PerturbationConfig::LEVEL_FIELDS), Hardship::Perturbation(perturbation))
+            }
         } else if let Some(constant) = name.strip_prefix("dynamics.") {
             let config = DynamicsConfig { constant: constant.to_string(), ..DynamicsConfig::default() };
             (name.to_string(), Hardship::Perturbation(PerturbationConfig::Dynamics(config)))
+        } else if name == LEARNED_ATTACKER {
+            (name.to_string(), Hardship::LearnedAttacker(LearnedAttackerConfig::default()))
         } else if name == WORST_AGENT {
             (name.to_string(), Hardship::Perturbation(PerturbationConfig::MaliciousAction(MaliciousActionConfig::default())))
         } else if let Some((_, target, norm)) = ATTACKS.iter().find(|(attack, ..)| *attack == name) {
@@ -101,8 +126,12 @@ impl Axis {
             weakest.validate().map_err(|e| usage(format!("--axis {text}: {e}")))?;
             (name.to_string(), Hardship::Attack(*target, config))
         } else {
-            let known: Vec<&str> =
-                PerturbationConfig::LIST.iter().map(|(name, _)| *name).chain([WORST_AGENT]).chain(ATTACKS.map(|(name, ..)| name)).collect();
+            let known: Vec<&str> = PerturbationConfig::LIST
+                .iter()
+                .map(|(name, _)| *name)
+                .chain([WORST_AGENT, LEARNED_ATTACKER])
+                .chain(ATTACKS.map(|(name, ..)| name))
+                .collect();
             if !known.contains(&name) {
                 return Err(Failure::usage(format!("there is no perturbation `{name}`"), suggest(name, &known)));
             }
@@ -141,6 +170,7 @@ impl Axis {
     pub fn quantity(&self) -> String {
         match &self.hardship {
             Hardship::Attack(..) => "radius of the attack, in units of the features".to_string(),
+            Hardship::LearnedAttacker(_) => "probability that an action of a turned agent is the attacker's".to_string(),
             Hardship::Perturbation(PerturbationConfig::Dynamics(c)) => format!("relative change of {}", c.constant.replace('_', " ")),
             Hardship::Perturbation(PerturbationConfig::MaliciousAction(_)) if self.label == WORST_AGENT => {
                 "probability that an action of the agent that matters most is replaced".to_string()
@@ -150,16 +180,15 @@ impl Axis {
     }
 }
 
-/// A name with those settings that differ from their defaults.
-fn label_of(perturbation: &PerturbationConfig) -> String {
-    let name = perturbation.name();
-    let table = |p: &PerturbationConfig| toml::Table::try_from(p).unwrap_or_default().remove(name);
-    let default = inline::<PerturbationConfig>("--axis", &format!("{{ {name} = {{}} }}"));
-    let (Some(toml::Value::Table(own)), Ok(default)) = (table(perturbation), default) else { return name.to_string() };
+/// A name with those settings that differ from their defaults, but for the strength.
+fn label_of<T: Serialize + DeserializeOwned>(name: &str, own: &T, level_fields: &[&str]) -> String {
+    let table = |p: &T| toml::Table::try_from(p).unwrap_or_default().remove(name);
+    let default = inline::<T>("--axis", &format!("{{ {name} = {{}} }}"));
+    let (Some(toml::Value::Table(own)), Ok(default)) = (table(own), default) else { return name.to_string() };
     let Some(toml::Value::Table(default)) = table(&default) else { return name.to_string() };
     let words: Vec<String> = own
         .iter()
-        .filter(|(key, value)| !PerturbationConfig::LEVEL_FIELDS.contains(&key.as_str()) && default.get(*key) != Some(*value))
+        .filter(|(key, value)| !level_fields.contains(&key.as_str()) && default.get(*key) != Some(*value))
         .map(|(key, value)| format!("{key}={}", value.to_string().replace('"', "")))
         .collect();
     if words.is_empty() { name.to_string() } else { format!("{name}({})", words.join("; ")) }
@@ -178,6 +207,10 @@ mod tests {
         assert!(matches!(&axis.hardship, Hardship::Perturbation(PerturbationConfig::Dynamics(c)) if c.constant == "damping"));
         let axis = Axis::parse(r#"{ malicious_action = { count = 1, behaviour = "frozen" } }=0.5,1"#).unwrap();
         assert_eq!(axis.label, "malicious_action(behaviour=frozen; count=1)");
+        let learned = Axis::parse("{ learned_attacker = { count = 2, steps = 1000 } }=0.5,1").unwrap();
+        assert_eq!(learned.label, "learned_attacker(count=2; steps=1000)");
+        assert!(matches!(&learned.hardship, Hardship::LearnedAttacker(c) if (c.count, c.steps, c.probability) == (2, 1000, 1.0)));
+        assert_eq!(Axis::parse("learned_attacker=1").unwrap().label, "learned_attacker");
         assert_eq!(axis.levels, [0.0, 0.5, 1.0]);
     }
 
@@ -204,6 +237,7 @@ mod tests {
             ("attack_value_l2=-1", "`radius`"),
             ("reward_noise=1", "training"),
             ("{ observation_noise = { lav = 1 } }=1", "lav"),
+            ("{ learned_attacker = { step = 1 } }=1", "step"),
         ] {
             let message = Axis::parse(text).unwrap_err().render(false, 200);
             assert!(message.contains(word), "{text}: {message}");

@@ -7,6 +7,7 @@ use steadfast_agents::Learner;
 use steadfast_agents::regularizers::attack::ObservationAttackConfig;
 use steadfast_envs::{ActMode, EnvConfig, EnvSpec, ObservationBatch, PerturbationConfig, SeedTree, UniformPolicy};
 
+use super::attacker::{Attacker, LearnedAttackerConfig};
 use super::axis::{Axis, Hardship, Target};
 use super::cell::{self, CELLS, Cell, Columns, Key, LIPSCHITZ, LIPSCHITZ_BOUNDS};
 use super::recovery::recovery;
@@ -131,7 +132,7 @@ pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: &Play, job
         done.insert(task.key.clone(), cell);
         Ok(())
     };
-    in_parallel(&pending, jobs, |task| evaluate(task), report)?;
+    in_parallel(&pending, jobs, |task| evaluate(directory, task), report)?;
     line.finish();
     Ok(tasks.iter().filter_map(|task| done.get(&task.key).cloned()).collect())
 }
@@ -196,7 +197,17 @@ fn checksum(env: &EnvConfig) -> Result<u32> {
     Ok(crc32c::crc32c(text.as_bytes()))
 }
 
-fn evaluate(task: &Task<'_>) -> Result<Cell> {
+/// Where attackers are kept.
+const ATTACKERS: &str = "attackers";
+
+/// Name of the attacker of a policy: checksums of the policy, and of all else that its training depends on.
+fn attacker_name(key: &Key, settings: &LearnedAttackerConfig, env: &EnvConfig) -> Result<String> {
+    let settings = toml::to_string(settings).map_err(|e| Failure::caused("cannot write down the settings of the attacker", e))?;
+    let rest = format!("{settings}{:08x} {}", checksum(env)?, key.mode);
+    Ok(format!("{}-{:08x}", key.policy, crc32c::crc32c(rest.as_bytes())))
+}
+
+fn evaluate(directory: &Path, task: &Task<'_>) -> Result<Cell> {
     // One thread of its own: a cell is small, and several run side by side.
     build::thread_pool(1)?.install(|| {
         let mut config = match task.player {
@@ -237,6 +248,13 @@ fn evaluate(task: &Task<'_>) -> Result<Cell> {
                 let values = [b.lower, b.linear, b.interval, b.product];
                 cell.numbers = LIPSCHITZ_BOUNDS.into_iter().map(str::to_string).zip(values).collect();
             }
+            return Ok(cell);
+        }
+        if let Some(Hardship::LearnedAttacker(settings)) = hardship {
+            let place = directory.join(ATTACKERS).join(attacker_name(&task.key, settings, &config.env)?);
+            let victims = learner.policy();
+            let mut attacker = Attacker::kept(&place, settings, &config, &ground, &spec, victims, task.mode)?;
+            cell.scores = cell::scores(&spec, &hard.play(&mut attacker.against(victims, task.mode))?);
             return Ok(cell);
         }
         if let Some(Hardship::Attack(target, attack)) = hardship {

@@ -6,10 +6,12 @@
 //!     results.csv      the same cells in order, with their method
 //!     summary.csv      means over seeds, per method, axis and level
 //!     table.txt        statistics per axis
+//!     attackers/       policies of learned attackers, one directory each
 //!     report.html      tables and pictures in one file
 //!     plots/           pictures
 //! ```
 
+pub mod attacker;
 pub mod axis;
 pub mod cell;
 pub mod evaluate;
