@@ -95,6 +95,25 @@ fn seed(text: &str) -> Result<u64, String> {
     text.trim().parse().map_err(|_| "seeds are comma-separated numbers, as in 1,2,3".to_string())
 }
 
+/// File format of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// Comma-separated values
+    Csv,
+    /// Apache Parquet, compressed with Snappy
+    Parquet,
+}
+
+impl TableFormat {
+    /// How names of such files end.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
 /// A radius of a ball.
 fn radius(text: &str) -> Result<f64, String> {
     let value = text.trim().parse::<f64>().ok().filter(|radius| radius.is_finite() && *radius > 0.0);
@@ -188,6 +207,9 @@ pub struct SweepArgs {
     /// return_agent_mean, return_team_sum, return_GROUP of a group of agents, or metric_NAME of the world
     #[arg(long, value_name = "NAME", default_value = crate::run::results::DEFAULT_METRIC, requires = "axis")]
     pub metric: String,
+    /// File format of the two tables for other programs, results and summary
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = TableFormat::Csv, requires = "axis")]
+    pub format: TableFormat,
     /// Directory of the sweep; sweeps/NAME if not given, sweeps/robustness with --axis
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::eval::find;
 use super::{print, table};
-use crate::cli::{Mode, SweepArgs};
+use crate::cli::{Mode, SweepArgs, TableFormat};
 use crate::config::report::suggest;
 use crate::experiment::robustness::axis::{Axis, Hardship};
 use crate::experiment::robustness::cell::{self, CELLS, Cell, Key, UNIFORM};
@@ -143,8 +143,12 @@ fn write(
     arguments: &SweepArgs,
     environment: &str,
 ) -> Result<String> {
-    write_whole(&directory.join("results.csv"), &cell::table(cells, owner(methods)).csv())?;
-    write_whole(&directory.join("summary.csv"), &report.summary().csv())?;
+    let mut written = Vec::new();
+    for (name, table) in [("results", cell::table(cells, owner(methods))), ("summary", report.summary())] {
+        let path = directory.join(format!("{name}.{}", arguments.format.extension()));
+        write_whole(&path, &table.to_bytes(arguments.format)?)?;
+        written.push(path);
+    }
     let mut sections = report.sections();
     sections.push(report.lipschitz_section(&arguments.lipschitz_radius));
     let mut text = String::new();
@@ -155,7 +159,7 @@ fn write(
     text.push_str(DEFINITIONS);
     text.push('\n');
     write_whole(&directory.join("table.txt"), text.as_bytes())?;
-    let mut written: Vec<PathBuf> = ["results.csv", "summary.csv", "table.txt"].map(|name| directory.join(name)).to_vec();
+    written.push(directory.join("table.txt"));
     let mut pictures = Vec::new();
     if methods.len() > 1 {
         picture(directory, "heat-map", &report.heat_map(), &mut pictures, &mut written)?;
@@ -231,6 +235,9 @@ fn command(arguments: &SweepArgs) -> String {
     let radii: Vec<String> = arguments.lipschitz_radius.iter().map(ToString::to_string).collect();
     words.push(format!("--lipschitz-radius {}", radii.join(",")));
     words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));
+    if arguments.format != TableFormat::Csv {
+        words.push(format!("--format {}", arguments.format.extension()));
+    }
     words.extend(arguments.output.iter().map(|path| format!("--output {}", quoted(&path.display().to_string()))));
     words.join(" ")
 }

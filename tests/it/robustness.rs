@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use parquet::file::reader::FileReader as _;
+use parquet::file::serialized_reader::SerializedFileReader;
+use parquet::record::Field;
+
 use crate::command::{Place, TINY, names};
 
 const BASE: [&str; 7] =
@@ -89,6 +93,17 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     assert!(resumed.err.contains("finished=7"), "{}", resumed.err);
     assert_eq!(resumed.out, answer.out);
     assert_eq!(place.read("sweeps/robustness/results.csv"), table);
+    // The same table as Parquet.
+    place.succeed(&sweep(&runs, &["--format", "parquet"]));
+    let file = std::fs::File::open(place.path("sweeps/robustness/results.parquet")).unwrap();
+    let rows_read: Vec<BTreeMap<String, String>> = SerializedFileReader::new(file)
+        .unwrap()
+        .get_row_iter(None)
+        .unwrap()
+        .map(|row| row.unwrap().get_column_iter().map(|(name, field)| (name.clone(), in_csv(field))).collect())
+        .collect();
+    assert_eq!(rows_read, rows);
+    assert!(place.path("sweeps/robustness/summary.parquet").is_file());
     // Another axis adds its cells; another number of episodes is another cell.
     let wider = place.succeed(&sweep(&runs[..2], &["--axis", "{ malicious_action = { count = 1 } }=1"]));
     assert!(wider.out.contains("malicious_action(count=1)") && wider.err.contains("finished=15"), "{}", wider.err);
@@ -153,6 +168,17 @@ fn the_numbers_are_those_of_an_evaluation_by_hand() {
         let swept = value("sweeps/robustness/cells.csv", column, &|r| r["axis"] == "observation_noise" && r["level"] == "2");
         let by_hand = value(&format!("{run}/eval.csv"), column, &|r| r["source"] == "eval" && r["level"] == "2");
         assert!((swept - by_hand).abs() < 1e-9, "{column}: {swept} {by_hand}");
+    }
+}
+
+/// A field of a Parquet file as CSV has it.
+fn in_csv(field: &Field) -> String {
+    match field {
+        Field::Null => String::new(),
+        Field::Str(text) => text.clone(),
+        Field::ULong(number) => number.to_string(),
+        Field::Double(number) => number.to_string(),
+        other => panic!("{other:?}"),
     }
 }
 

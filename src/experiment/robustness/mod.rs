@@ -3,8 +3,8 @@
 //! ```text
 //! sweeps/NAME/
 //!     cells.csv        one line per finished cell, as it was evaluated
-//!     results.csv      the same cells in order, with their method
-//!     summary.csv      means over seeds, per method, axis and level
+//!     results.csv      the same cells in order, with their method; .parquet if wanted
+//!     summary.csv      means over seeds, per method, axis and level; .parquet if wanted
 //!     table.txt        statistics per axis
 //!     attackers/       policies of learned attackers, one directory each
 //!     report.html      tables and pictures in one file
