@@ -40,8 +40,10 @@ impl Misfit {
 
     pub(super) fn from_agent(path: &str, error: &AgentError) -> Self {
         match error {
-            // Some settings stand beside those of the learner.
-            AgentError::Config { field, expected, got } if field.contains("regularizer") => Self::new(field, expected, got),
+            // Some settings stand beside those of the learner, and the learner itself may be the wrong one.
+            AgentError::Config { field, expected, got } if field.contains("regularizer") || field == "agent" => {
+                Self::new(field, expected, got)
+            }
             AgentError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),
             AgentError::Env(error) => Self::from_env(path, error),
             other => Self::whole(path, other),
