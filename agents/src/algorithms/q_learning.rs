@@ -42,12 +42,12 @@ use crate::nn::{
     Activation, Adam, AdamConfig, Combined, Mixer, Mixing, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, squared_norm,
 };
 use crate::ranges::Ranges;
+use crate::regularizers::RegularizerConfig;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums, JointValues};
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
-use crate::regularizers::RegularizerConfig;
 use crate::replay::{Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;

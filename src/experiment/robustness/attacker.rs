@@ -12,7 +12,9 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig, RewardScaling, Schedule};
+use steadfast_agents::algorithms::ppo::{Critic, Ppo, PpoConfig};
+use steadfast_agents::returns::RewardScaling;
+use steadfast_agents::schedule::Schedule;
 use steadfast_agents::{Learner, StateDict};
 use steadfast_envs::perturb::MaliciousActionConfig;
 use steadfast_envs::{
