@@ -153,3 +153,60 @@ impl SharedInput {
         }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steadfast_envs::Environment;
+    use steadfast_envs::particle::SimpleTagConfig;
+
+    fn tag() -> EnvSpec {
+        SimpleTagConfig::default().build().unwrap().spec().clone()
+    }
+
+    #[test]
+    fn groups_follow_the_sharing() {
+        let names = |sharing| groups_of(sharing, &tag()).map(|groups| groups.into_iter().map(|(_, agents)| agents).collect::<Vec<_>>());
+        assert_eq!(names(Sharing::Group).unwrap(), [vec![0, 1, 2], vec![3]]);
+        assert_eq!(names(Sharing::None).unwrap(), [vec![0], vec![1], vec![2], vec![3]]);
+        let error = names(Sharing::All).unwrap_err().to_string();
+        assert!(error.contains("have different spaces"), "{error}");
+    }
+
+    #[test]
+    fn a_team_shares_its_mean() {
+        let mut rewards = [1.0, 2.0, 6.0, -7.0, 0.0, 0.0, 3.0, 5.0];
+        let teams = [vec![0, 1, 2], vec![3]];
+        share_rewards(teams.iter().map(Vec::as_slice), 4, &mut rewards);
+        assert_eq!(rewards, [3.0, 3.0, 3.0, -7.0, 1.0, 1.0, 1.0, 5.0]);
+    }
+
+    #[test]
+    fn inputs_are_normalised_observations_and_an_index() {
+        let spec = tag();
+        let (width, agents) = (spec.observation_width(), spec.n_agents());
+        let observations: Vec<f32> = (0..2 * agents * width).map(|i| i as f32).collect();
+        let mut input = SharedInput::new(&spec, vec![0, 1, 2], true, true);
+        let mut inputs = Vec::new();
+        input.observe(&observations, agents, width, &mut inputs);
+        input.gather(&observations, agents, width, &mut inputs);
+        assert_eq!(inputs.len(), 2 * 3 * input.width());
+        for (row, values) in inputs.chunks_exact(input.width()).enumerate() {
+            let index: Vec<f32> = (0..3).map(|i| f32::from(i == row % 3)).collect();
+            assert_eq!(values[input.observation..], index);
+        }
+        // Every feature is brought to mean 0 and deviation 1 over the rows that were observed, so its unit is one deviation.
+        let feature = |i: usize| inputs.iter().skip(i).step_by(input.width()).copied().collect::<Vec<_>>();
+        for i in 0..input.observation {
+            let values = feature(i);
+            let mean = values.iter().sum::<f32>() / 6.0;
+            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 6.0;
+            assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-3, "{mean} {variance}");
+        }
+        let mut unit = Vec::new();
+        input.units(Scale::RunningStd, &mut unit);
+        assert!(unit.iter().all(|u| (u - 1.0).abs() < 1e-5));
+        input.units(Scale::Absolute, &mut unit);
+        assert!(unit.iter().zip(input.norm.std()).all(|(u, std)| (u * std - 1.0).abs() < 1e-5));
+    }
+}

@@ -43,7 +43,7 @@ use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionS
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
 use crate::replay::{Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
@@ -1015,10 +1015,8 @@ impl Learner for Maddpg {
             for group in &mut self.groups {
                 let Some(smoothing) = &mut group.smoothing else { continue };
                 let (side, limit) = (&mut group.actor, group.input.limit());
-                if let Some(bounds) = smoothing.probe(self.updates, &side.net, &mut side.trace, &group.head, &group.inputs, limit) {
-                    let other = lipschitz.unwrap_or(bounds);
-                    lipschitz = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
-                }
+                let bounds = smoothing.probe(self.updates, &side.net, &mut side.trace, &group.head, &group.inputs, limit);
+                widen(&mut lipschitz, bounds);
             }
             self.lipschitz = lipschitz.or(self.lipschitz);
         }

@@ -42,7 +42,7 @@ use crate::regularizers::RegularizerConfig;
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
 use crate::returns::{REWARD_CLIP, RewardScaling, Trajectories, generalized_advantages};
 use crate::schedule::Schedule;
 use crate::state_dict::StateDict;
@@ -560,10 +560,7 @@ impl Learner for Ppo {
                 let mean = log_std.iter().map(|v| f64::from(*v).exp()).sum::<f64>() / log_std.len() as f64;
                 action_std = Some(action_std.unwrap_or(0.0) + mean);
             }
-            if let Some(bounds) = group.probe(self.updates) {
-                let other = lipschitz.unwrap_or(bounds);
-                lipschitz = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
-            }
+            widen(&mut lipschitz, group.probe(self.updates));
         }
         self.lipschitz = lipschitz.or(self.lipschitz);
         self.update_statistics(batch);

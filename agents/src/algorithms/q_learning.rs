@@ -47,7 +47,7 @@ use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionS
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums};
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
 use crate::replay::{Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
@@ -867,11 +867,8 @@ impl Learner for QLearning {
             let mut lipschitz = None::<[f64; 2]>;
             for group in &mut self.groups {
                 let Some(smoothing) = &mut group.smoothing else { continue };
-                let (net, inputs) = (&group.net, &group.inputs);
-                if let Some(bounds) = smoothing.probe(self.updates, net, &mut group.trace, &group.head, inputs, group.input.limit()) {
-                    let other = lipschitz.unwrap_or(bounds);
-                    lipschitz = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
-                }
+                let (net, inputs, limit) = (&group.net, &group.inputs, group.input.limit());
+                widen(&mut lipschitz, smoothing.probe(self.updates, net, &mut group.trace, &group.head, inputs, limit));
             }
             self.lipschitz = lipschitz.or(self.lipschitz);
         }

@@ -186,6 +186,14 @@ impl Smoothing {
     }
 }
 
+/// Takes the bounds of one more network into those of all, of which the most sensitive one counts.
+pub(crate) fn widen(all: &mut Option<[f64; 2]>, bounds: Option<[f64; 2]>) {
+    if let Some(bounds) = bounds {
+        let other = all.unwrap_or(bounds);
+        *all = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
+    }
+}
+
 impl SmoothingSums {
     /// Adds those of another network.
     pub(crate) fn add(&mut self, other: &Self) {
