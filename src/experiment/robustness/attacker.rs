@@ -258,10 +258,12 @@ impl Policy for Turned<'_> {
         let rows = observations.n_slots * agents.len();
         self.observations.clear();
         select(observations.observations, observations.n_agents, observations.width, agents, width, &mut self.observations);
-        if !self.keeps {
-            self.chosen = Chosen { discrete: Vec::new(), continuous: Vec::new(), log_probs: Vec::new() };
-        }
         let Chosen { discrete, continuous, log_probs } = &mut self.chosen;
+        if !self.keeps {
+            discrete.clear();
+            continuous.clear();
+            log_probs.clear();
+        }
         let first = log_probs.len();
         log_probs.resize(first + rows, 0.0);
         let is_discrete = spec.has_discrete_actions();

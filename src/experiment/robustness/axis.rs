@@ -79,10 +79,13 @@ const LEARNED_ATTACKER: &str = "learned_attacker";
 const WORST_AGENT: &str = "worst_agent";
 
 impl Axis {
-    /// Reads `NAME=LEVEL,LEVEL,...`. NAME is a perturbation (`observation_noise`), a physical constant
-    /// (`dynamics.mass`), `worst_agent` (random actions of the one agent, found per run and level, whose malice hurts most), `attack_linf` or `attack_l2` (observations changed by projected gradient ascent on the policy),
-    /// `attack_value_linf` or `attack_value_l2` (observations that the policy's critic values least), `learned_attacker` (an agent
-    /// turned by an attacker that was trained against the others, with this probability at each step), or an inline table with further settings (`{ malicious_action = { count = 1 } }`).
+    /// Reads `NAME=LEVEL,LEVEL,...`. NAME is one of
+    /// - a perturbation (`observation_noise`), a physical constant (`dynamics.mass`), or an inline table with further settings
+    ///   (`{ malicious_action = { count = 1 } }`);
+    /// - `worst_agent`: random actions of the one agent, found per run and level, whose malice hurts most;
+    /// - `attack_linf` or `attack_l2`: observations changed by projected gradient ascent on the policy;
+    /// - `attack_value_linf` or `attack_value_l2`: observations that the policy's critic values least;
+    /// - `learned_attacker`: an agent turned by an attacker that was trained against the others, with this probability at each step.
     ///
     /// # Errors
     /// [`Failure::Usage`] naming what is wrong.

@@ -107,8 +107,8 @@ struct Task<'a> {
     key: Key,
 }
 
-/// The cells of random actions in the unperturbed world, if it has any, and of `runs` × `axes`, in this order; finished ones are read from the log in `directory`, the others are evaluated on
-/// `jobs` threads and logged as they finish.
+/// The cells of random actions in the unperturbed world, if they have a law there, and of `runs` × `axes`, in this order; finished
+/// ones are read from the log in `directory`, the others are evaluated on `jobs` threads and logged as they finish.
 ///
 /// # Errors
 /// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
