@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::AgentError;
+use crate::ranges::Ranges;
+use crate::schedule::warmth;
 
 /// Probability of a random action over the run, falling in a straight line.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -30,21 +32,16 @@ impl ExplorationConfig {
     /// # Errors
     /// [`AgentError::Config`] for the first field out of its range.
     pub fn validate(&self) -> Result<(), AgentError> {
-        for (field, value) in
-            [("exploration.initial", self.initial), ("exploration.final", self.last), ("exploration.fraction", self.fraction)]
-        {
-            if !(0.0..=1.0).contains(&value) {
-                let (field, expected) = (field.to_string(), "between 0 and 1".to_string());
-                return Err(AgentError::Config { field, expected, got: value.to_string() });
-            }
-        }
-        Ok(())
+        let mut ranges = Ranges::default();
+        ranges.fraction("exploration.initial", self.initial);
+        ranges.fraction("exploration.final", self.last);
+        ranges.fraction("exploration.fraction", self.fraction);
+        ranges.finish()
     }
 
     /// Probability of a random action at a point of the run, `progress` from 0 to 1.
     pub fn probability(&self, progress: f64) -> f64 {
-        let done = if self.fraction > 0.0 { (progress / self.fraction).min(1.0) } else { 1.0 };
-        self.initial + (self.last - self.initial) * done
+        self.initial + (self.last - self.initial) * warmth(progress, self.fraction)
     }
 }
 

@@ -110,6 +110,15 @@ pub trait Learner: Send {
     /// Everything needed to continue exactly: parameters, optimiser, normalisers, generators.
     fn state(&self) -> StateDict;
 
+    /// Restores what acting needs, from a state that may lack the memory of past transitions, whose names begin with
+    /// [`crate::replay::PREFIX`]. The learner cannot go on training.
+    ///
+    /// # Errors
+    /// As [`Learner::load_state`].
+    fn load_policy(&mut self, state: &StateDict) -> Result<(), AgentError> {
+        self.load_state(state)
+    }
+
     /// Restores what [`Learner::state`] gave, into a learner of the same configuration.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ use steadfast_envs::{EnvSpec, Rng, RolloutBatch};
 use crate::ranges::Ranges;
 use crate::{AgentError, StateDict};
 
+/// Names of the saved arrays of a learner's memory begin with this.
+pub const PREFIX: &str = "replay.";
+
 /// Settings of the memory and of the minibatches drawn from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -45,12 +48,7 @@ impl ReplayConfig {
         ranges.count("replay.capacity", self.capacity, 1 << 30);
         ranges.count("replay.batch_size", self.batch_size, 1 << 24);
         ranges.count("replay.n_step", self.n_step, 1000);
-        ranges.finish()?;
-        if self.learning_starts > self.capacity {
-            let (field, expected) = ("replay.learning_starts".to_string(), format!("at most the capacity {}", self.capacity));
-            return Err(AgentError::Config { field, expected, got: self.learning_starts.to_string() });
-        }
-        Ok(())
+        ranges.finish()
     }
 }
 
@@ -147,12 +145,12 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Room for `capacity` rows (about as many steps) of `n_slots` slots together. `with_state` as in
-    /// [`steadfast_envs::RolloutOptions`].
+    /// An empty memory of `n_slots` slots. `with_state` as in [`steadfast_envs::RolloutOptions`].
     ///
     /// # Errors
-    /// [`AgentError::Config`] if there is no room for two steps of each slot.
-    pub fn new(spec: &EnvSpec, n_slots: usize, capacity: usize, with_state: bool) -> Result<Self, AgentError> {
+    /// [`AgentError::Config`] if there is no room for two steps of each slot, or never for as many as learning starts with.
+    pub fn new(spec: &EnvSpec, n_slots: usize, config: &ReplayConfig, with_state: bool) -> Result<Self, AgentError> {
+        let ReplayConfig { capacity, learning_starts, .. } = *config;
         // The newest observation and the end of an episode need rows besides the steps.
         let rows = capacity / n_slots.max(1);
         if rows < 4 {
@@ -162,11 +160,17 @@ impl Replay {
                 got: capacity.to_string(),
             });
         }
+        let most = n_slots * (rows - 1);
+        if learning_starts > most {
+            let expected = format!("at most {most}, which is what a capacity of {capacity} holds in {n_slots} slots");
+            let field = "replay.learning_starts".to_string();
+            return Err(AgentError::Config { field, expected, got: learning_starts.to_string() });
+        }
         let n_agents = spec.n_agents();
         let is_discrete = spec.has_discrete_actions();
         let action = if spec.has_continuous_actions() { n_agents * spec.action_width() } else { 0 };
         let (observation, state) = (n_agents * spec.observation_width(), if with_state { spec.state_dim } else { 0 });
-        let ring = Ring {
+        let ring = |_| Ring {
             observations: vec![0.0; rows * observation],
             states: vec![0.0; rows * state],
             discrete_actions: vec![0; if is_discrete { rows * n_agents } else { 0 }],
@@ -176,7 +180,7 @@ impl Replay {
             newest: 0,
             filled: 0,
         };
-        Ok(Self { rings: vec![ring; n_slots], capacity: rows, n_agents, observation, state, action, is_discrete })
+        Ok(Self { rings: (0..n_slots).map(ring).collect(), capacity: rows, n_agents, observation, state, action, is_discrete })
     }
 
     /// Steps that can be drawn, at most; ends of episodes count as well.
@@ -397,6 +401,10 @@ mod tests {
 
     const DISCOUNT: f32 = 0.5;
 
+    fn capacity(capacity: usize) -> ReplayConfig {
+        ReplayConfig { capacity, learning_starts: 0, ..ReplayConfig::default() }
+    }
+
     fn spec() -> EnvSpec {
         IdentityConfig { symbols: 1, horizon: 4, ..IdentityConfig::default() }.build().unwrap().spec().clone()
     }
@@ -440,7 +448,7 @@ mod tests {
 
     #[test]
     fn transitions_are_those_that_happened() {
-        let mut replay = Replay::new(&spec(), 1, 100, false).unwrap();
+        let mut replay = Replay::new(&spec(), 1, &capacity(100), false).unwrap();
         for first in [0, 3, 6] {
             replay.extend(&batch(first, 3));
         }
@@ -461,7 +469,7 @@ mod tests {
 
     #[test]
     fn several_steps_stop_where_the_episode_or_the_memory_does() {
-        let mut replay = Replay::new(&spec(), 1, 100, false).unwrap();
+        let mut replay = Replay::new(&spec(), 1, &capacity(100), false).unwrap();
         replay.extend(&batch(0, 9));
         let found = drawn(&replay, 3, false);
         let three = |a: f32| a + 0.5 + DISCOUNT * (a + 1.5) + DISCOUNT * DISCOUNT * (a + 2.5);
@@ -481,7 +489,7 @@ mod tests {
     #[test]
     fn the_oldest_steps_make_room() {
         // Ten rows hold the newest observation and nine more: of the last two episodes with their ends, all but one.
-        let mut replay = Replay::new(&spec(), 1, 10, false).unwrap();
+        let mut replay = Replay::new(&spec(), 1, &capacity(10), false).unwrap();
         for first in (0..40).step_by(5) {
             replay.extend(&batch(first, 5));
         }
@@ -493,12 +501,12 @@ mod tests {
     #[test]
     fn a_restored_memory_draws_the_same() {
         for steps in [0, 3, 7, 40] {
-            let mut replay = Replay::new(&spec(), 1, 10, false).unwrap();
+            let mut replay = Replay::new(&spec(), 1, &capacity(10), false).unwrap();
             (0..steps).for_each(|first| replay.extend(&batch(first, 1)));
             let mut state = StateDict::default();
-            replay.save("replay.", &mut state);
-            let mut other = Replay::new(&spec(), 1, 10, false).unwrap();
-            other.load("replay.", &state).unwrap();
+            replay.save(PREFIX, &mut state);
+            let mut other = Replay::new(&spec(), 1, &capacity(10), false).unwrap();
+            other.load(PREFIX, &state).unwrap();
             for first in steps..steps + 3 {
                 replay.extend(&batch(first, 1));
                 other.extend(&batch(first, 1));
@@ -510,14 +518,18 @@ mod tests {
                 };
                 assert_eq!(draw(&replay), draw(&other), "after {first} steps");
             }
-            let mut smaller = Replay::new(&spec(), 1, 5, false).unwrap();
-            assert_eq!(smaller.load("replay.", &state).is_err(), steps >= 5, "{steps}");
+            let mut smaller = Replay::new(&spec(), 1, &capacity(5), false).unwrap();
+            assert_eq!(smaller.load(PREFIX, &state).is_err(), steps >= 5, "{steps}");
         }
     }
 
     #[test]
     fn too_small_a_memory_is_refused() {
-        let error = Replay::new(&spec(), 8, 31, false).unwrap_err();
+        let error = Replay::new(&spec(), 8, &capacity(31), false).unwrap_err();
         assert!(error.to_string().contains("`replay.capacity` must be at least 4 for each of the 8 slots"), "{error}");
+        // Of 100 rows the eight slots have 12 each, one of them for the newest observation.
+        let late = ReplayConfig { learning_starts: 89, ..capacity(100) };
+        let error = Replay::new(&spec(), 8, &late, false).unwrap_err();
+        assert!(error.to_string().contains("`replay.learning_starts` must be at most 88"), "{error}");
     }
 }

@@ -24,6 +24,12 @@ impl Schedule {
     }
 }
 
+/// Share of its final strength that something has at a point of the run, `progress` from 0 to 1, if it grows in a straight line over the
+/// first `fraction`.
+pub(crate) fn warmth(progress: f64, fraction: f64) -> f64 {
+    if fraction > 0.0 { (progress / fraction).min(1.0) } else { 1.0 }
+}
+
 /// What follows the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -14,7 +14,7 @@ use steadfast_agents::target::TargetConfig;
 use steadfast_agents::team::{RewardSharing, Sharing};
 use steadfast_agents::{AgentError, Learner, Metrics, RegularizerConfig};
 use steadfast_envs::Rng;
-use steadfast_envs::particle::SimpleTagConfig;
+use steadfast_envs::particle::{SimpleTagConfig, SimpleWorldCommConfig};
 use steadfast_envs::testing::{ChainConfig, IdentityConfig};
 use steadfast_envs::{ActMode, EnvConfig, EnvSpec, RolloutBatch, RolloutEngine, RolloutOptions, SeedTree, SnapshotWriter, VectorEnv};
 
@@ -156,7 +156,7 @@ fn every_option_still_learns() {
     let ernie = RegularizerConfig::Lipschitz(LipschitzConfig { weight: 0.01, radius: 0.1, ..LipschitzConfig::default() });
     for search in [ActionSearch::Exact, ActionSearch::Greedy, ActionSearch::Gradient] {
         let action = ActionRegularizerConfig { weight: 0.01, agents: 2, search, ..ActionRegularizerConfig::default() };
-        let mut run = Run::new(&identity(2), &config, Penalties { regularizer: Some(&ernie), action: Some(&action) }, 4);
+        let mut run = Run::new(&identity(3), &config, Penalties { regularizer: Some(&ernie), action: Some(&action) }, 4);
         let last = run.train(150, 150);
         let mean = run.mean_return();
         assert!(mean > 18.0, "{search:?}: {mean}");
@@ -318,6 +318,12 @@ fn what_does_not_fit_is_refused_by_name() {
     let kl = RegularizerConfig::Lipschitz(LipschitzConfig { distance: Some(Distance::Kl), ..LipschitzConfig::default() });
     let error = refused(&identity(2), &quick(), Penalties { regularizer: Some(&kl), ..none });
     assert!(error.contains("`regularizer.lipschitz.distance` must be \"l2\""), "{error}");
+    let mixed = QLearningConfig { reward_sharing: RewardSharing::TeamMean, ..individual };
+    let all = ActionRegularizerConfig { agents: 2, ..ActionRegularizerConfig::default() };
+    let error = refused(&identity(2), &mixed, Penalties { action: Some(&all), ..none });
+    assert!(error.contains("`action_regularizer.agents` must be fewer than the members of the largest team"), "{error}");
+    let minimax = MaddpgConfig { minimax: Some(MinimaxConfig::default()), ..quick_maddpg() };
+    assert!(refused(&identity(1), &minimax, none).contains("`minimax` must be absent: there are no other agents"));
     let alone = refused(&identity(1), &quick_maddpg(), Penalties { action: Some(&action), ..none });
     assert!(alone.contains("`action_regularizer` must be absent: there are no other agents"), "{alone}");
     let kl = Penalties { regularizer: Some(&kl), ..none };
@@ -372,5 +378,35 @@ fn the_mixing_network_agrees_with_epymarl() {
         for found in net.tensors() {
             close(&format!("{part}.{}", found.name), &found.data, &tensor("gradients", part, &found.name));
         }
+    }
+}
+
+/// The leader of this world, who also speaks, has more actions than the others.
+#[test]
+fn agents_with_different_numbers_of_actions_learn_together() {
+    let env = EnvConfig::SimpleWorldComm(SimpleWorldCommConfig::default());
+    for search in [ActionSearch::Exact, ActionSearch::Greedy, ActionSearch::Gradient] {
+        let action = ActionRegularizerConfig { search, ..ActionRegularizerConfig::default() };
+        let penalties = Penalties { action: Some(&action), ..Penalties::default() };
+        let last = Run::new(&env, &quick_maddpg(), penalties, 31).train(15, 15);
+        assert!(last.get("ernie_action/changed").is_some_and(|v| v > 0.9 && v <= 1.0), "{search:?}: {last:?}");
+    }
+    let action = ActionRegularizerConfig::default();
+    let config = QLearningConfig { mixer: MixerKind::Sum, ..quick() };
+    let last = Run::new(&env, &config, Penalties { action: Some(&action), ..Penalties::default() }, 32).train(15, 15);
+    assert!(last.get("ernie_action/penalty").is_some_and(|v| v > 0.0), "{last:?}");
+}
+
+#[test]
+fn a_policy_acts_without_its_memory() {
+    for settings in [&quick() as &dyn Settings, &quick_maddpg()] {
+        let mut run = Run::new(&identity(2), settings, Penalties::default(), 33);
+        run.train(20, 20);
+        let (mut state, mean) = (run.learner.state(), run.mean_return());
+        state.arrays.retain(|name, _| !name.starts_with(steadfast_agents::replay::PREFIX));
+        let mut other = Run::new(&identity(2), settings, Penalties::default(), 33);
+        assert!(other.learner.load_state(&state).is_err(), "training needs the memory");
+        other.learner.load_policy(&state).unwrap();
+        assert_eq!(other.mean_return(), mean);
     }
 }

@@ -17,7 +17,7 @@ fn config(json: serde_json::Value) -> EnvConfig {
 
 fn engine(config: &EnvConfig, slots: usize, reward_fn: Option<Box<dyn RewardFn>>) -> RolloutEngine {
     let vector = VectorEnv::new((0..slots).map(|_| config.build().unwrap()).collect(), SeedTree::new(1)).unwrap();
-    RolloutEngine::new(vector, SeedTree::new(2), RolloutOptions { with_state: false, reward_fn }).unwrap()
+    RolloutEngine::new(vector, SeedTree::new(2), RolloutOptions { reward_fn, ..RolloutOptions::default() }).unwrap()
 }
 
 /// Collects in batches of `chunk` steps; returns the batches' rows joined together, and the segments.

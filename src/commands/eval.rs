@@ -44,7 +44,7 @@ pub fn run(arguments: &EvalArgs) -> Result<()> {
         let spec = evaluator.spec().clone();
         let mut learner = build::learner(&config, &ground, &spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
         learner
-            .load_state(&checkpoint.learner)
+            .load_policy(&checkpoint.learner)
             .map_err(|e| Failure::caused(format!("the checkpoint of step {step} does not fit the configuration"), e))?;
         let (row, episodes) = evaluator.run(learner.as_mut(), Source::Eval, step)?;
         Ok((row, episodes, spec, learner.evaluation_metrics()))

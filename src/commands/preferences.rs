@@ -143,7 +143,7 @@ impl<'a> Acting<'a> {
             let path = self.checkpoints.join(checkpoint::name(step));
             let found = checkpoint::load(&path).map_err(|e| Failure::caused(format!("{} cannot be used", path.display()), e))?;
             let unfit = |e| Failure::caused(format!("{} does not fit the configuration", path.display()), e);
-            learner.load_state(&found.learner).map_err(unfit)?;
+            learner.load_policy(&found.learner).map_err(unfit)?;
         }
         Ok(learner)
     }

@@ -66,11 +66,13 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
 fn open(path: &Path) -> Result<Trained> {
     let run = RunDirectory::open(path)?;
     let config = run.online_config()?;
-    let checkpoint = find(&run, None)?;
+    let mut checkpoint = find(&run, None)?;
     let step = checkpoint.progress.step;
     if step < config.total_steps {
         warn!("{} has been trained for {step} of its {} steps; that policy is evaluated", path.display(), config.total_steps);
     }
+    // Policies are not trained on; a memory of past transitions would be held for every run.
+    checkpoint.learner.arrays.retain(|name, _| !name.starts_with(steadfast_agents::replay::PREFIX));
     Ok(Trained { run: path.display().to_string(), config, checkpoint })
 }
 
@@ -127,7 +129,9 @@ fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
     }
     let is_plain = |group: &Group<'_>| {
         let config = group.members[0].config.clone().online();
-        config.is_some_and(|c| c.regularizer.is_none() && c.perturb.is_empty())
+        config.is_some_and(|c| {
+            c.regularizer.is_none() && c.action_regularizer.is_none() && c.adversarial_training.is_none() && c.perturb.is_empty()
+        })
     };
     let plain: Vec<usize> = (0..groups.len()).filter(|&i| is_plain(&groups[i])).collect();
     Ok(if let [only] = plain.as_slice() { *only } else { 0 })

@@ -114,6 +114,14 @@ pub fn validate(config: &ExperimentConfig) -> Result<(), Misfit> {
         let at_most = format!("at most {}, the steps of an episode", spec.horizon);
         check(reward.segment_steps <= spec.horizon, "reward.segment_steps", &at_most, reward.segment_steps)?;
     }
+    if c.reward.is_some() && c.adversarial_training.is_some() {
+        let expected = "absent with a learned reward, which would see what the adversary made of observations";
+        return Err(Misfit::new("adversarial_training", expected, "one"));
+    }
+    if let (Some(reward), AgentConfig::QLearning(_) | AgentConfig::Maddpg(_)) = (&c.reward, &c.agent) {
+        let expected = "1 with a learner from replay, whose memory keeps the rewards of earlier stages";
+        check(reward.stages == 1, "reward.stages", expected, reward.stages)?;
+    }
     fits_memory(c, &spec)?;
     // Building the learner finds what depends on both, such as a central critic in a world without a global state.
     if !is_text {
@@ -198,34 +206,64 @@ pub(super) const MAX_BYTES: f64 = 64.0 * GIB;
 /// Refuses settings whose arrays would not fit, before anything is allocated.
 fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
     // Language models are measured when they are read.
-    let ppo = match &c.agent {
-        AgentConfig::Ppo(ppo) => ppo,
-        AgentConfig::QLearning(q) => return replay_fits_memory("agent.q_learning.replay.capacity", q.replay.capacity, spec),
-        AgentConfig::Maddpg(maddpg) => return replay_fits_memory("agent.maddpg.replay.capacity", maddpg.replay.capacity, spec),
-        #[cfg(feature = "llm")]
-        _ => return Ok(()),
-    };
+    let name = c.agent.name();
     // In floating point, which cannot overflow here.
     let (slots, agents) = (c.slots as f64, spec.n_agents() as f64);
     let (observation, state) = (spec.observation_width() as f64, spec.state_dim as f64);
-    let samples = slots * agents * ppo.rollout_steps as f64;
+    let choices = |agent: &steadfast_envs::AgentSpec| match &agent.action {
+        Space::Discrete { n } => *n as f64,
+        other => other.width() as f64,
+    };
+    let joint = agents * observation + spec.agents.iter().map(choices).sum::<f64>();
+    // The replay memory if there is one, who shares, and hidden layers with the inputs before them.
+    let (replay, sharing, networks) = match &c.agent {
+        AgentConfig::Ppo(ppo) => {
+            let networks =
+                [("policy_hidden", observation, &ppo.policy_hidden), ("critic_hidden", observation.max(state), &ppo.critic_hidden)];
+            (None, ppo.sharing, networks.to_vec())
+        }
+        AgentConfig::QLearning(q) => (Some(&q.replay), q.sharing, vec![("hidden", observation, &q.hidden)]),
+        AgentConfig::Maddpg(m) => {
+            let networks = [("policy_hidden", observation, &m.policy_hidden), ("critic_hidden", joint, &m.critic_hidden)];
+            (Some(&m.replay), m.sharing, networks.to_vec())
+        }
+        #[cfg(feature = "llm")]
+        _ => return Ok(()),
+    };
+    let rollout_steps = c.agent.rollout_steps();
+    let samples = slots * agents * rollout_steps as f64;
     // Observations and states as seen and as normalised, and about 16 numbers per sample besides the action.
     let per_slot_step = 2.0 * (agents * observation + state) + agents * (16.0 + spec.action_width() as f64);
-    let bytes = 4.0 * per_slot_step * slots * (ppo.rollout_steps as f64 + 1.0);
+    let bytes = 4.0 * per_slot_step * slots * (rollout_steps as f64 + 1.0);
     if samples > MAX_SAMPLES || bytes > MAX_BYTES {
         let problem = Problem::new(
             format!("rollouts would not fit into memory: {samples:.2e} samples, about {:.1} GiB", bytes / GIB),
             "too many steps",
         );
         let agents = spec.n_agents();
-        return Err(Misfit::at("agent.ppo.rollout_steps", problem.help(format!(
-            "`agent.ppo.rollout_steps` = {}, `slots` = {} and {agents} agents are multiplied; at most 2^31 samples and 64 GiB are allowed",
-            ppo.rollout_steps, c.slots
-        ))));
+        let field = format!("agent.{name}.rollout_steps");
+        return Err(Misfit::at(
+            &field,
+            problem.help(format!(
+                "`{field}` = {rollout_steps}, `slots` = {} and {agents} agents are multiplied; at most 2^31 samples and 64 GiB are allowed",
+                c.slots
+            )),
+        ));
     }
-    for (field, inputs, widths) in
-        [("policy_hidden", observation, &ppo.policy_hidden), ("critic_hidden", observation.max(state), &ppo.critic_hidden)]
-    {
+    if let Some(replay) = replay {
+        let row = agents * (observation + spec.action_width() as f64 + 1.0) + state + 1.0;
+        // Of a minibatch both ends, the rows of each agent's critic, and activations of about as much again.
+        let drawn = 4.0 * (row + agents * joint);
+        for (field, steps, width) in [("capacity", replay.capacity, row), ("batch_size", replay.batch_size, drawn)] {
+            let bytes = 4.0 * steps as f64 * width;
+            if bytes > MAX_BYTES {
+                let path = format!("agent.{name}.replay.{field}");
+                let message = format!("`{path}` = {steps} steps would not fit into memory: about {:.1} GiB", bytes / GIB);
+                return Err(Misfit::at(&path, Problem::new(message, "too many").help("at most 64 GiB are allowed")));
+            }
+        }
+    }
+    for (field, inputs, widths) in networks {
         let mut parameters = 0.0;
         // Agent indices may be appended to the input.
         let mut inputs = inputs + agents;
@@ -234,14 +272,14 @@ fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
             inputs = width as f64;
         }
         // Parameters, gradients, two moments of Adam, and a copy, for every group.
-        let groups = match ppo.sharing {
+        let groups = match sharing {
             Sharing::All => 1.0,
             Sharing::Group => spec.agents.iter().map(|a| &a.group).collect::<BTreeSet<_>>().len() as f64,
             Sharing::None => agents,
         };
         let bytes = 4.0 * 5.0 * groups * parameters;
         if bytes > MAX_BYTES {
-            return Err(too_wide(&format!("agent.ppo.{field}"), bytes));
+            return Err(too_wide(&format!("agent.{name}.{field}"), bytes));
         }
     }
     if let Some(reward) = &c.reward {
@@ -265,19 +303,6 @@ fn fits_memory(c: &ExperimentConfig, spec: &EnvSpec) -> Result<(), Misfit> {
             let help = "`stages`, `pairs`, `test_pairs` and `segment_steps` are multiplied; at most 64 GiB are allowed";
             return Err(Misfit::at("reward.pairs", problem.help(help)));
         }
-    }
-    Ok(())
-}
-
-/// Refuses a memory of transitions that would not fit into the machine's.
-fn replay_fits_memory(path: &str, capacity: usize, spec: &EnvSpec) -> Result<(), Misfit> {
-    let agents = spec.n_agents() as f64;
-    let row = agents * (spec.observation_width() as f64 + spec.action_width() as f64 + 1.0) + spec.state_dim as f64 + 1.0;
-    let bytes = 4.0 * capacity as f64 * row;
-    if bytes > MAX_BYTES {
-        let problem =
-            Problem::new(format!("`{path}` = {capacity} steps would not fit into memory: about {:.1} GiB", bytes / GIB), "too many");
-        return Err(Misfit::at(path, problem.help("at most 64 GiB are allowed")));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! critic loss = mean ( Qᵢ(o, a) − ( Σ γᵏ rᵢ + γⁿ Q'ᵢ(o', a') ) )²          a'ⱼ = μ'ⱼ(o'ⱼ)
-//! actor loss  = − mean Qᵢ(o, a with aᵢ = μᵢ(oᵢ)) + logit_penalty · mean ‖outputs‖²
+//! actor loss  = − mean Qᵢ(o, a with aᵢ = μᵢ(oᵢ)) + logit_penalty · mean outputs²
 //! ```
 //!
 //! with target networks `Q'`, `μ'`; parameters are shared as configured. Continuous actions are `tanh` of the actor's outputs,
@@ -44,7 +44,7 @@ use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
-use crate::replay::{Replay, ReplayConfig, Transitions};
+use crate::replay::{PREFIX, Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
 use crate::state_dict::StateDict;
@@ -325,14 +325,17 @@ impl Maddpg {
         let teams: Vec<Vec<usize>> = teams_of(spec).into_iter().map(|(_, agents)| agents).collect();
         let layout = Layout::new(spec, &shared, &teams)?;
         if let Some(regularizer) = action_regularizer {
+            // Of the other agents of each agent, those of the one with the fewest actions have the most neighbours.
             let mut choices = layout.widths.clone();
-            choices.pop();
+            choices.sort_unstable();
             if layout.is_discrete {
-                regularizer.fits(&choices)?;
+                regularizer.fits(&choices[1..])?;
             }
-            if spec.n_agents() == 1 {
-                let (field, expected) = ("action_regularizer".to_string(), "absent: there are no other agents".to_string());
-                return Err(AgentError::Config { field, expected, got: "present".to_string() });
+        }
+        for (field, is_present) in [("action_regularizer", action_regularizer.is_some()), ("minimax", config.minimax.is_some())] {
+            if is_present && spec.n_agents() == 1 {
+                let expected = "absent: there are no other agents".to_string();
+                return Err(AgentError::Config { field: field.to_string(), expected, got: "present".to_string() });
             }
         }
         let mut groups = Vec::new();
@@ -348,7 +351,7 @@ impl Maddpg {
             teams,
             groups,
             return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
-            replay: Replay::new(spec, n_slots, config.replay.capacity, false)?,
+            replay: Replay::new(spec, n_slots, &config.replay, false)?,
             transitions: Transitions::default(),
             minibatch: Minibatch::default(),
             room: Room::default(),
@@ -793,7 +796,8 @@ impl Layout {
                     }
                 }
             }
-            critic.forward(&rows, m.rows, room_values(&mut room.values, m.rows), &mut room.workspace);
+            room.values.resize(m.rows, 0.0);
+            critic.forward(&rows, m.rows, &mut room.values, &mut room.workspace);
             for row in 0..m.rows {
                 let found = clean[row] - room.values[row];
                 let is_worse = if config.only_harmful { found > change[row] } else { found.abs() > change[row].abs() };
@@ -823,11 +827,6 @@ impl Layout {
         others.truncate(n);
         others
     }
-}
-
-fn room_values(values: &mut Vec<f32>, rows: usize) -> &mut [f32] {
-    values.resize(rows, 0.0);
-    values
 }
 
 /// Moves an action along a slope by `step`, into the ball of `radius` around `centre` and into the box from -1 to 1.
@@ -874,7 +873,7 @@ impl JointValues for CriticValues<'_> {
         self.critic.forward(&self.room.rows, places.len(), out, &mut self.room.workspace);
     }
 
-    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) {
+    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) -> usize {
         let places: Vec<u32> = (0..self.m.rows as u32).collect();
         self.gather(&places, actions);
         let Self { layout, critic, m, room, .. } = self;
@@ -890,6 +889,7 @@ impl JointValues for CriticValues<'_> {
                 out.extend((0..widest).map(|c| of.get(c).map_or(0.0, |s| s - of[taken as usize])));
             }
         }
+        widest
     }
 }
 
@@ -1074,7 +1074,7 @@ impl Learner for Maddpg {
             }
         }
         state.put_return_scale("return_scale", &self.return_scale);
-        self.replay.save("replay.", &mut state);
+        self.replay.save(PREFIX, &mut state);
         state.put_rng("minibatches.rng", &self.rng);
         let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
         state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
@@ -1087,6 +1087,11 @@ impl Learner for Maddpg {
     }
 
     fn load_state(&mut self, state: &StateDict) -> Result<(), AgentError> {
+        self.load_policy(state)?;
+        self.replay.load(PREFIX, state)
+    }
+
+    fn load_policy(&mut self, state: &StateDict) -> Result<(), AgentError> {
         for group in &mut self.groups {
             let name = group.name.clone();
             for (part, side) in [("actor", &mut group.actor), ("critic", &mut group.critic)] {
@@ -1100,7 +1105,6 @@ impl Learner for Maddpg {
             }
         }
         state.load_return_scale("return_scale", &mut self.return_scale)?;
-        self.replay.load("replay.", state)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         if let Some(adversary) = &mut self.adversary {

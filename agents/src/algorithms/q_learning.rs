@@ -48,7 +48,7 @@ use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
-use crate::replay::{Replay, ReplayConfig, Transitions};
+use crate::replay::{PREFIX, Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
 use crate::state_dict::StateDict;
@@ -304,10 +304,15 @@ impl QLearning {
         for (i, (name, agents)) in teams_of(spec).into_iter().enumerate() {
             agents.iter().enumerate().for_each(|(member, &agent)| membership[agent] = (i, member));
             let team = Team::new(config, spec, name, agents, &mut seeds.child("mixer").index(i as u64).rng())?;
-            if let Some(config) = action_regularizer {
+            if let Some(config) = action_regularizer.filter(|_| team.agents.len() > 1) {
                 config.fits(&vec![team.n_actions; team.agents.len()])?;
             }
             teams.push(team);
+        }
+        if action_regularizer.is_some_and(|config| teams.iter().all(|team| team.agents.len() <= config.agents)) {
+            let expected = "fewer than the members of the largest team: of an agent alone its own actions would be levelled".to_string();
+            let most = action_regularizer.map_or(0, |config| config.agents).to_string();
+            return Err(misfit("action_regularizer.agents", expected, &most));
         }
         let with_state = config.mixer == MixerKind::Monotonic;
         Ok(Self {
@@ -319,7 +324,7 @@ impl QLearning {
             membership,
             state_norm: RunningNorm::new(if with_state { spec.state_dim } else { 0 }),
             return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
-            replay: Replay::new(spec, n_slots, config.replay.capacity, with_state)?,
+            replay: Replay::new(spec, n_slots, &config.replay, with_state)?,
             transitions: Transitions::default(),
             rewards: Vec::new(),
             room: Vec::new(),
@@ -680,10 +685,10 @@ impl Team {
         }
     }
 
-    /// Adds the penalty on the change of the team's value by other actions.
+    /// Adds the penalty on the change of the team's value by other actions; nothing for a team of which all would act otherwise.
     fn resist(&mut self, config: &ActionRegularizerConfig, weight: f64, rows: usize, sums: &mut ActionSums) {
         let (members, n) = (self.agents.len(), self.n_actions);
-        let Some(mixer) = &mut self.mixer else { return };
+        let Some(mixer) = self.mixer.as_mut().filter(|_| members > config.agents) else { return };
         let mut values = TeamValues { mixer, values: &self.values, members, n_actions: n, room: Vec::new() };
         self.attack.search(config, &mut values, &vec![n; members], &self.actions, &self.joint);
         sums.add(&self.actions, &self.attack.worst, &self.attack.change);
@@ -775,7 +780,7 @@ impl JointValues for TeamValues<'_> {
         self.mixer.combine(false, places, &self.room, members, out);
     }
 
-    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) {
+    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) -> usize {
         let n = self.n_actions;
         let q: Vec<f32> = actions.iter().enumerate().map(|(i, a)| self.values[i * n + *a as usize]).collect();
         let slopes = match &mut *self.mixer {
@@ -786,6 +791,7 @@ impl JointValues for TeamValues<'_> {
         for (i, slope) in slopes.iter().enumerate() {
             out.extend(self.values[i * n..(i + 1) * n].iter().map(|value| slope * (value - q[i])));
         }
+        n
     }
 }
 
@@ -935,7 +941,7 @@ impl Learner for QLearning {
         }
         state.put_norm("state", &self.state_norm.state());
         state.put_return_scale("return_scale", &self.return_scale);
-        self.replay.save("replay.", &mut state);
+        self.replay.save(PREFIX, &mut state);
         state.put_rng("minibatches.rng", &self.rng);
         let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
         state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
@@ -949,6 +955,11 @@ impl Learner for QLearning {
     }
 
     fn load_state(&mut self, state: &StateDict) -> Result<(), AgentError> {
+        self.load_policy(state)?;
+        self.replay.load(PREFIX, state)
+    }
+
+    fn load_policy(&mut self, state: &StateDict) -> Result<(), AgentError> {
         for group in &mut self.groups {
             let name = group.name.clone();
             state.load_net(&format!("{name}.value"), &mut group.net)?;
@@ -971,7 +982,6 @@ impl Learner for QLearning {
         }
         state.load_norm("state", &mut self.state_norm)?;
         state.load_return_scale("return_scale", &mut self.return_scale)?;
-        self.replay.load("replay.", state)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         self.exploration = state.f64("exploration", 1)?[0];

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::AgentError;
 use crate::learner::Metrics;
 use crate::ranges::Ranges;
+use crate::schedule::warmth;
 
 /// How the worst actions are sought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +61,8 @@ impl Default for ActionRegularizerConfig {
 
 /// Most neighbours of an exact search.
 const MAX_NEIGHBOURS: usize = 4096;
+/// Neighbours that are evaluated together, so that those of a large minibatch need no large memory.
+const CANDIDATES_AT_ONCE: usize = 1 << 15;
 
 impl ActionRegularizerConfig {
     /// Checks the ranges given with the fields.
@@ -102,7 +105,7 @@ impl ActionRegularizerConfig {
 
     /// Weight at a point of the run, `progress` from 0 to 1.
     pub fn weight(&self, progress: f64) -> f64 {
-        if self.warmup_fraction > 0.0 { self.weight * (progress / self.warmup_fraction).min(1.0) } else { self.weight }
+        self.weight * warmth(progress, self.warmup_fraction)
     }
 }
 
@@ -112,8 +115,8 @@ pub(crate) trait JointValues {
     fn values(&mut self, places: &[u32], actions: &[u32], out: &mut Vec<f32>);
 
     /// What the slope at the joint actions `[rows, member]` of all samples says of changing member `m` to choice `c`:
-    /// `[rows, member, widest choice]`, into `out`.
-    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>);
+    /// `[rows, member, stride]`, into `out`. Returns the stride, at least the most choices of a member.
+    fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) -> usize;
 }
 
 /// Sums over the minibatches of an update.
@@ -188,8 +191,12 @@ impl ActionAttack {
                         self.places.push(row as u32);
                         self.candidates.extend_from_slice(joint);
                     });
+                    if self.places.len() >= CANDIDATES_AT_ONCE || row + 1 == rows {
+                        self.keep_worst(config, values, clean, members);
+                        self.places.clear();
+                        self.candidates.clear();
+                    }
                 }
-                self.keep_worst(config, values, clean, members);
             }
             ActionSearch::Greedy => {
                 for _ in 0..config.agents.min(members) {
@@ -245,8 +252,7 @@ impl ActionAttack {
     /// Takes for each row the changes with the greatest effects by the slope, one per member.
     fn follow_slopes(&mut self, config: &ActionRegularizerConfig, values: &mut dyn JointValues, choices: &[usize], actions: &[u32]) {
         let members = choices.len();
-        let widest = choices.iter().copied().max().unwrap_or(0);
-        values.changes(actions, &mut self.slopes);
+        let stride = values.changes(actions, &mut self.slopes);
         // All changes must push to the same side, or they would undo each other: the better of the two sides is taken.
         for (row, taken) in actions.chunks_exact(members).enumerate() {
             let mut best = 0.0;
@@ -256,7 +262,7 @@ impl ActionAttack {
                 }
                 self.order.clear();
                 for member in 0..members {
-                    let of = |c: u32| side * self.slopes[(row * members + member) * widest + c as usize];
+                    let of = |c: u32| side * self.slopes[(row * members + member) * stride + c as usize];
                     let other = (0..choices[member] as u32).filter(|&c| c != taken[member]);
                     if let Some(choice) = other.max_by(|a, b| of(*a).total_cmp(&of(*b)))
                         && of(choice) > 0.0
@@ -304,6 +310,7 @@ mod tests {
     use super::*;
     use steadfast_envs::Rng;
 
+    /// The second member has more actions than the others and is not changed.
     const CHOICES: [usize; 4] = [3, 0, 2, 4];
 
     /// Any function of place and joint action: a table of random numbers, or a sum of one number per member.
@@ -339,13 +346,14 @@ mod tests {
             out.extend(places.iter().zip(actions.chunks_exact(CHOICES.len())).map(|(p, a)| self.value(*p, a)));
         }
 
-        fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) {
+        fn changes(&mut self, actions: &[u32], out: &mut Vec<f32>) -> usize {
             out.clear();
             for (place, joint) in actions.chunks_exact(CHOICES.len()).enumerate() {
                 for (m, a) in joint.iter().enumerate() {
-                    out.extend((0..4).map(|c| self.part(place, m, c) - self.part(place, m, *a)));
+                    out.extend((0..5).map(|c| self.part(place, m, c.min(4)) - self.part(place, m, (*a).min(4))));
                 }
             }
+            5
         }
     }
 

@@ -16,6 +16,7 @@ use crate::AgentError;
 use crate::head::PolicyHead;
 use crate::nn::{Mlp, Workspace};
 use crate::ranges::Ranges;
+use crate::schedule::warmth;
 use crate::team::SharedInput;
 
 /// Settings of adversarial training. Written in a configuration as `[adversarial_training]`.
@@ -103,8 +104,9 @@ impl Adversary {
         batch: &mut ObservationBatchMut<'_>,
         rngs: &mut [Rng],
     ) {
-        let warmth = if self.warmup_fraction > 0.0 { (self.progress / self.warmup_fraction).min(1.0) } else { 1.0 };
-        let slots = (self.share * batch.n_slots as f64).round() as usize;
+        let warmth = warmth(self.progress, self.warmup_fraction);
+        // A share of few slots is at least one of them.
+        let slots = if self.share > 0.0 { ((self.share * batch.n_slots as f64).round() as usize).max(1) } else { 0 };
         if warmth == 0.0 || slots == 0 {
             return;
         }

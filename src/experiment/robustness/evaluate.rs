@@ -63,7 +63,7 @@ impl Trained {
     /// The learner as it was saved, for worlds of `config`, which may differ from the run's own in what is evaluated.
     fn learner(&self, config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Result<Box<dyn Learner>> {
         let mut learner = build::learner(config, ground, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
-        let fits = learner.load_state(&self.checkpoint.learner);
+        let fits = learner.load_policy(&self.checkpoint.learner);
         fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", self.run), e))?;
         Ok(learner)
     }

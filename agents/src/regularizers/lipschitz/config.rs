@@ -43,7 +43,7 @@ pub struct LipschitzConfig {
     pub norm: Norm,
     /// Units of the perturbation: `absolute` or `running_std`.
     pub scale: Scale,
-    /// Whose observations are moved together: `independent`, `joint`, `k_of_n` or `shared`.
+    /// Whose observations, among agents who share a network, are moved together: `independent`, `joint`, `k_of_n` or `shared`.
     pub scope: Scope,
     /// Agents that are moved at once with `scope = "k_of_n"`, at least 1.
     pub scope_agents: usize,
@@ -120,6 +120,9 @@ impl LipschitzConfig {
         }
         if self.scope_agents == 0 {
             return Err(out_of_range("scope_agents", "at least 1", "0".to_string()));
+        }
+        if self.scope == Scope::KOfN && self.steps == 0 {
+            return Err(out_of_range("steps", "at least 1 with scope = \"k_of_n\", which chooses after a step", "0".to_string()));
         }
         if self.gradient == Gradient::Stackelberg && self.scope != Scope::Independent {
             let expected = "`independent` with gradient = \"stackelberg\": only its adversaries are differentiated";

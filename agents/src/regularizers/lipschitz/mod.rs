@@ -36,6 +36,7 @@ use super::stackelberg::{self, Ascent, Distances, Room, Step};
 use super::{Interaction, Observed, Penalty, PenaltyGradients, Regularizer};
 use crate::head::Distance;
 use crate::nn::{Mlp, Trace};
+use crate::schedule::warmth;
 use crate::{AgentError, StateDict};
 
 mod config;
@@ -342,7 +343,7 @@ impl LipschitzRegularizer {
 
 impl Regularizer for LipschitzRegularizer {
     fn weight(&self, progress: f64) -> f64 {
-        if self.warmup_fraction > 0.0 { self.weight * (progress / self.warmup_fraction).min(1.0) } else { self.weight }
+        self.weight * warmth(progress, self.warmup_fraction)
     }
 
     fn scale(&self) -> Scale {
