@@ -13,9 +13,9 @@ use crate::team::SharedInput;
 /// An attacker who changes what a trained policy observes.
 enum Attack {
     /// So that its outputs change most.
-    Outputs(ObservationAttack),
+    Outputs(Box<ObservationAttack>),
     /// So that its critic values it least.
-    Value(ValueAttack),
+    Value(Box<ValueAttack>),
 }
 
 /// The networks of a group that takes part in acting.
@@ -42,12 +42,12 @@ pub(crate) struct Acting {
 impl Acting {
     /// From now on the outputs are attacked, or no longer.
     pub(crate) fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) {
-        self.attack = attack.map(|(config, seeds)| Attack::Outputs(ObservationAttack::new(config, seeds.rng())));
+        self.attack = attack.map(|(config, seeds)| Attack::Outputs(Box::new(ObservationAttack::new(config, seeds.rng()))));
     }
 
     /// From now on the value is attacked, or no longer.
     pub(crate) fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) {
-        self.attack = attack.map(|(config, seeds)| Attack::Value(ValueAttack::new(config, seeds.rng())));
+        self.attack = attack.map(|(config, seeds)| Attack::Value(Box::new(ValueAttack::new(config, seeds.rng()))));
     }
 
     /// Outputs `[slot, member, output]` of the network for all slots.

@@ -452,7 +452,7 @@ fn perturbed(scope: Scope, scope_agents: usize, norm: Norm, steps: usize) -> Vec
     let mut regularizer = LipschitzRegularizer::adversarial(&config, Rng::from_seed(4));
     let (mut outputs, mut weights) = (vec![0.0; rows * 4], vec![0.0; net.n_parameters()]);
     let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
-    let penalty = regularizer.penalty(&net, &observed, 1.0, &mut gradients).unwrap();
+    let penalty = regularizer.penalty(&net, &observed, 1.0, &mut gradients).expect("a penalty");
     assert!(penalty.value > 0.0 && (0.05..1.0 + 1e-5).contains(&penalty.relative_norm), "{penalty:?}");
     let moved = regularizer.perturbed().chunks_exact(6).zip(inputs.chunks_exact(6));
     moved.map(|(a, b)| a.iter().zip(b).map(|(a, b)| a - b).collect()).collect()

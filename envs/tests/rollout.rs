@@ -80,7 +80,11 @@ fn engine_of(
     let envs = (0..slots).map(|_| build()).collect();
     let vector = VectorEnv::new(envs, seeds.child("environment")).expect("a valid world");
     let policy = RandomPolicy { spec: vector.spec().clone() };
-    (RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions { with_state, reward_fn, ..RolloutOptions::default() }).expect("a valid world"), policy)
+    (
+        RolloutEngine::new(vector, seeds.child("policy"), RolloutOptions { with_state, reward_fn, ..RolloutOptions::default() })
+            .expect("a valid world"),
+        policy,
+    )
 }
 
 fn spread() -> EnvConfig {
