@@ -173,6 +173,12 @@ impl StateDict {
         scale.load_state(self.f32(&format!("{prefix}.returns"), n)?, &self.norm(prefix, 1)?)
     }
 
+    /// Adds a lower and an upper bound, if they were measured.
+    pub fn put_bounds(&mut self, name: &str, bounds: Option<[f64; 2]>) {
+        let values: Vec<f64> = bounds.into_iter().flatten().collect();
+        self.put_f64(name, &[values.len()], &values);
+    }
+
     /// A lower and an upper bound that were measured, or nothing if the array is empty or of a checkpoint from before it.
     ///
     /// # Errors

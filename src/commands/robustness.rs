@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use steadfast_agents::AgentConfig;
 use steadfast_envs::{ActMode, Perturbed};
 use tracing::warn;
 
@@ -117,8 +118,8 @@ fn method(group: &Group<'_>) -> Method {
     Method { label: group.label.clone(), runs: group.members.iter().map(run).collect() }
 }
 
-/// The method that the others are compared with: the one that was asked for, else the only one without regulariser and
-/// perturbed training, else the first.
+/// The method that the others are compared with: the one that was asked for, else the only one without regulariser,
+/// adversary and perturbed training, else the first.
 fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
     if let Some(wanted) = wanted {
         let labels: Vec<&str> = groups.iter().map(|g| g.label.as_str()).collect();
@@ -130,7 +131,9 @@ fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
     let is_plain = |group: &Group<'_>| {
         let config = group.members[0].config.clone().online();
         config.is_some_and(|c| {
-            c.regularizer.is_none() && c.action_regularizer.is_none() && c.adversarial_training.is_none() && c.perturb.is_empty()
+            let is_minimax = matches!(&c.agent, AgentConfig::Maddpg(maddpg) if maddpg.minimax.is_some());
+            let is_trained_against = c.adversarial_training.is_some() || is_minimax || !c.perturb.is_empty();
+            c.regularizer.is_none() && c.action_regularizer.is_none() && !is_trained_against
         })
     };
     let plain: Vec<usize> = (0..groups.len()).filter(|&i| is_plain(&groups[i])).collect();

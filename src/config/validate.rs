@@ -41,7 +41,9 @@ impl Misfit {
     pub(super) fn from_agent(path: &str, error: &AgentError) -> Self {
         match error {
             // Some settings stand beside those of the learner, and the learner itself may be the wrong one.
-            AgentError::Config { field, expected, got } if field.contains("regularizer") || field == "agent" => {
+            AgentError::Config { field, expected, got }
+                if field.contains("regularizer") || ["agent", "adversarial_training"].contains(&field.as_str()) =>
+            {
                 Self::new(field, expected, got)
             }
             AgentError::Config { field, expected, got } => Self::new(&format!("{path}.{field}"), expected, got),

@@ -107,8 +107,11 @@ pub fn learner(config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Re
     }
     let _ = ground;
     let mut learner = control_learner(config, spec, seeds)?;
-    if let Some(adversary) = &config.adversarial_training {
-        learner.train_against(adversary, seeds.child("adversary"));
+    if let Some(adversary) = &config.adversarial_training
+        && !learner.train_against(adversary, seeds.child("adversary"))
+    {
+        let (field, expected) = ("adversarial_training", format!("absent with `{}`", config.agent.name()));
+        return Err(AgentError::Config { field: field.to_string(), expected, got: "present".to_string() });
     }
     Ok(learner)
 }

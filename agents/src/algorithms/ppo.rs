@@ -42,7 +42,7 @@ use crate::regularizers::RegularizerConfig;
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, backward, observe, weight_of, widen};
 use crate::returns::{REWARD_CLIP, RewardScaling, Trajectories, generalized_advantages};
 use crate::schedule::Schedule;
 use crate::state_dict::StateDict;
@@ -634,10 +634,9 @@ impl Learner for Ppo {
         state.put_norm("state", &self.state_norm.state());
         state.put_return_scale("return_scale", &self.return_scale);
         state.put_rng("minibatches.rng", &self.rng);
-        let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
-        state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
+        state.put_bounds("lipschitz_bounds", self.lipschitz);
         if let Some(adversary) = &self.adversary {
-            state.put_f64("adversary.progress", &[1], &[adversary.progress]);
+            adversary.save(&mut state);
         }
         state.put_u64("updates", &[self.updates]);
         state
@@ -665,7 +664,7 @@ impl Learner for Ppo {
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         if let Some(adversary) = &mut self.adversary {
-            adversary.progress = state.f64("adversary.progress", 1)?[0];
+            adversary.load(state)?;
         }
         self.updates = state.counter("updates")?;
         Ok(())
@@ -778,7 +777,7 @@ impl Ppo {
         group.rollout.order.clear();
         group.rollout.order.extend(0..(samples / members) as u32);
         let per_minibatch = (config.minibatch_size / members).max(1);
-        let weight = group.policy.smoothing.as_ref().map_or(0.0, |s| s.regularizer().weight(progress));
+        let weight = weight_of(group.policy.smoothing.as_ref(), progress);
         let mut is_first = true;
         'epochs: for _ in 0..config.epochs {
             self.rng.shuffle(&mut group.rollout.order);
@@ -834,14 +833,8 @@ impl Ppo {
 
     /// Takes the rollout into the running statistics of observations and states.
     fn update_statistics(&mut self, batch: &RolloutBatch) {
-        let row = batch.n_agents * batch.observation_width;
-        let steps = &batch.observations[..batch.n_steps * batch.n_slots * row];
         for group in &mut self.groups {
-            let tracks = group.policy.smoothing.as_ref().is_some_and(Smoothing::tracks_deviation);
-            if !self.config.normalize_observations && !tracks {
-                continue;
-            }
-            group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.rollout.critic_rows);
+            observe(&mut group.input, group.policy.smoothing.as_ref(), batch, &mut group.rollout.critic_rows);
         }
         if self.config.normalize_observations && self.config.critic == Critic::Central {
             self.state_norm.update(&batch.states[..batch.n_steps * batch.n_slots * batch.state_dim]);
@@ -979,23 +972,18 @@ impl PolicySide {
         self.gradient.fill(0.0);
         self.log_std_gradient.fill(0.0);
         self.head.backward(chosen, &mut self.evaluation, &self.d_log_prob, &self.d_entropy, &mut self.d_output, &mut self.log_std_gradient);
-        match &mut self.smoothing {
-            Some(smoothing) if weight > 0.0 => {
-                let backward = Backward {
-                    net: &self.net,
-                    trace: &mut self.trace,
-                    head: &self.head,
-                    inputs: &minibatch.inputs,
-                    members: minibatch.members,
-                    limit: config.normalize_observations.then_some(OBSERVATION_CLIP),
-                    d_output: &mut self.d_output,
-                    gradient: &mut self.gradient,
-                    log_std_gradient: &mut self.log_std_gradient,
-                };
-                pass.penalty = smoothing.backward(backward, weight, measure, &mut pass.smoothing)?;
-            }
-            _ => self.net.backward(&mut self.trace, &self.d_output, Some(&mut self.gradient), None),
-        }
+        let backward_pass = Backward {
+            net: &self.net,
+            trace: &mut self.trace,
+            head: &self.head,
+            inputs: &minibatch.inputs,
+            members: minibatch.members,
+            limit: config.normalize_observations.then_some(OBSERVATION_CLIP),
+            d_output: &mut self.d_output,
+            gradient: &mut self.gradient,
+            log_std_gradient: &mut self.log_std_gradient,
+        };
+        pass.penalty = backward(self.smoothing.as_mut(), backward_pass, weight, measure, &mut pass.smoothing)?;
         Ok(pass)
     }
 }

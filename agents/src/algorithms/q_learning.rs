@@ -47,7 +47,7 @@ use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionS
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
-use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, widen};
+use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, backward, observe, weight_of, widen};
 use crate::replay::{PREFIX, Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
@@ -450,36 +450,27 @@ impl QLearning {
                 d.copy_from_slice(&team.d_values[from..from + n]);
             }
             group.gradient.fill(0.0);
-            let weight = group.smoothing.as_ref().map_or(0.0, |s| s.regularizer().weight(progress));
-            match &mut group.smoothing {
-                Some(smoothing) if weight > 0.0 => {
-                    let backward = Backward {
-                        net: &group.net,
-                        trace: &mut group.trace,
-                        head: &group.head,
-                        inputs: &group.inputs,
-                        members,
-                        limit: group.input.limit(),
-                        d_output: &mut group.d_output,
-                        gradient: &mut group.gradient,
-                        log_std_gradient: &mut [],
-                    };
-                    smoothing.backward(backward, weight, sums.steps == 0.0, &mut sums.smoothing)?;
-                }
-                _ => group.net.backward(&mut group.trace, &group.d_output, Some(&mut group.gradient), None),
-            }
+            let weight = weight_of(group.smoothing.as_ref(), progress);
+            let pass = Backward {
+                net: &group.net,
+                trace: &mut group.trace,
+                head: &group.head,
+                inputs: &group.inputs,
+                members,
+                limit: group.input.limit(),
+                d_output: &mut group.d_output,
+                gradient: &mut group.gradient,
+                log_std_gradient: &mut [],
+            };
+            backward(group.smoothing.as_mut(), pass, weight, sums.steps == 0.0, &mut sums.smoothing)?;
         }
         Ok(())
     }
 
     /// Takes a rollout into the running statistics.
     fn observe(&mut self, batch: &RolloutBatch) {
-        let row = batch.n_agents * batch.observation_width;
-        let steps = &batch.observations[..batch.n_steps * batch.n_slots * row];
         for group in &mut self.groups {
-            if self.config.normalize_observations || group.smoothing.as_ref().is_some_and(Smoothing::tracks_deviation) {
-                group.input.observe(steps, batch.n_agents, batch.observation_width, &mut group.inputs);
-            }
+            observe(&mut group.input, group.smoothing.as_ref(), batch, &mut group.inputs);
             if let Some(smoothing) = &mut group.smoothing {
                 smoothing.measure_units(&group.input);
             }
@@ -943,11 +934,10 @@ impl Learner for QLearning {
         state.put_return_scale("return_scale", &self.return_scale);
         self.replay.save(PREFIX, &mut state);
         state.put_rng("minibatches.rng", &self.rng);
-        let bounds: Vec<f64> = self.lipschitz.into_iter().flatten().collect();
-        state.put_f64("lipschitz_bounds", &[bounds.len()], &bounds);
+        state.put_bounds("lipschitz_bounds", self.lipschitz);
         state.put_f64("exploration", &[1], &[self.exploration]);
         if let Some(adversary) = &self.adversary {
-            state.put_f64("adversary.progress", &[1], &[adversary.progress]);
+            adversary.save(&mut state);
         }
         state.put_u64("updates", &[self.updates]);
         state.put_u64("steps", &[self.steps]);
@@ -986,7 +976,7 @@ impl Learner for QLearning {
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         self.exploration = state.f64("exploration", 1)?[0];
         if let Some(adversary) = &mut self.adversary {
-            adversary.progress = state.f64("adversary.progress", 1)?[0];
+            adversary.load(state)?;
         }
         self.updates = state.counter("updates")?;
         self.steps = state.counter("steps")?;

@@ -17,6 +17,7 @@ use crate::head::PolicyHead;
 use crate::nn::{Mlp, Workspace};
 use crate::ranges::Ranges;
 use crate::schedule::warmth;
+use crate::state_dict::StateDict;
 use crate::team::SharedInput;
 
 /// Settings of adversarial training. Written in a configuration as `[adversarial_training]`.
@@ -93,6 +94,20 @@ impl Adversary {
             outputs: Vec::new(),
             workspace: Workspace::default(),
         }
+    }
+
+    /// Saves what the next disturbance depends on, besides the generators of the slots.
+    pub(crate) fn save(&self, state: &mut StateDict) {
+        state.put_f64("adversary.progress", &[1], &[self.progress]);
+    }
+
+    /// Restores what [`Adversary::save`] saved.
+    ///
+    /// # Errors
+    /// [`AgentError::State`] if it is missing.
+    pub(crate) fn load(&mut self, state: &StateDict) -> Result<(), AgentError> {
+        self.progress = state.f64("adversary.progress", 1)?[0];
+        Ok(())
     }
 
     /// Moves the observations of agents who share a network. All randomness comes from the generator of the first slot.

@@ -1,6 +1,6 @@
 //! A regulariser at work in a learner: its units, its share of the gradient, what is logged of it.
 
-use steadfast_envs::Rng;
+use steadfast_envs::{Rng, RolloutBatch};
 
 use super::lipschitz::Scale;
 use super::spectral::UpperBound;
@@ -84,7 +84,7 @@ impl Smoothing {
     }
 
     /// Whether the statistics of observations are needed although inputs are not normalised.
-    pub(crate) fn tracks_deviation(&self) -> bool {
+    fn tracks_deviation(&self) -> bool {
         self.regularizer.scale() == Scale::RunningStd
     }
 
@@ -98,13 +98,7 @@ impl Smoothing {
     ///
     /// # Errors
     /// What the regulariser reports.
-    pub(crate) fn backward(
-        &mut self,
-        pass: Backward<'_>,
-        weight: f64,
-        measures: bool,
-        sums: &mut SmoothingSums,
-    ) -> Result<f64, AgentError> {
+    fn backward(&mut self, pass: Backward<'_>, weight: f64, measures: bool, sums: &mut SmoothingSums) -> Result<f64, AgentError> {
         let Backward { net, trace, head, inputs, members, limit, d_output, gradient, log_std_gradient } = pass;
         if measures {
             self.plain_gradient.clear();
@@ -191,6 +185,41 @@ pub(crate) fn widen(all: &mut Option<[f64; 2]>, bounds: Option<[f64; 2]>) {
     if let Some(bounds) = bounds {
         let other = all.unwrap_or(bounds);
         *all = Some([other[0].max(bounds[0]), other[1].max(bounds[1])]);
+    }
+}
+
+/// Finishes a backward pass with the penalty of a regulariser, if there is one and its `weight` is above 0; returns the penalty before the
+/// weight. See [`Smoothing::backward`].
+///
+/// # Errors
+/// What the regulariser reports.
+pub(crate) fn backward(
+    smoothing: Option<&mut Smoothing>,
+    pass: Backward<'_>,
+    weight: f64,
+    measures: bool,
+    sums: &mut SmoothingSums,
+) -> Result<f64, AgentError> {
+    match smoothing {
+        Some(smoothing) if weight > 0.0 => smoothing.backward(pass, weight, measures, sums),
+        _ => {
+            pass.net.backward(pass.trace, pass.d_output, Some(pass.gradient), None);
+            Ok(0.0)
+        }
+    }
+}
+
+/// Weight of a regulariser at a point of the run; 0 if there is none.
+pub(crate) fn weight_of(smoothing: Option<&Smoothing>, progress: f64) -> f64 {
+    smoothing.map_or(0.0, |s| s.regularizer().weight(progress))
+}
+
+/// Takes the observations of a batch into the statistics of those who share a network, if inputs are normalised by them or the
+/// regulariser measures in them; `room` is overwritten.
+pub(crate) fn observe(input: &mut SharedInput, smoothing: Option<&Smoothing>, batch: &RolloutBatch, room: &mut Vec<f32>) {
+    if input.normalizes || smoothing.is_some_and(Smoothing::tracks_deviation) {
+        let steps = &batch.observations[..batch.n_steps * batch.observation_row()];
+        input.observe(steps, batch.n_agents, batch.observation_width, room);
     }
 }
 
