@@ -231,13 +231,45 @@ impl PolicyHead {
         }
     }
 
-    /// Adds the derivative of `Σ weightsᵢ · KLᵢ` with respect to the logarithms of the deviations; nothing for categorical
-    /// policies, which have none.
-    pub fn log_std_gradient(&self, perturbed: &[f32], clean: &[f32], weights: &[f32], d_log_std: &mut [f32]) {
-        match self {
-            Self::Categorical { .. } | Self::Values { .. } | Self::Deterministic { .. } => {}
-            Self::Gaussian { log_std } | Self::Squashed { log_std, .. } => {
-                shared_std_gradient(perturbed, clean, log_std, |row| weights[row], d_log_std);
+    /// How the derivatives of the distance of each row, as [`PolicyHead::divergence`] has them, change when the perturbed outputs move
+    /// along `change` `[rows, output]`.
+    ///
+    /// # Panics
+    /// As [`PolicyHead::divergence`].
+    pub fn divergence_tangent(
+        &self,
+        distance: Distance,
+        perturbed: &[f32],
+        clean: &[f32],
+        change: &[f32],
+        rows: usize,
+        out: &mut DivergenceTangent,
+    ) {
+        let width = self.width();
+        for room in [&mut out.d_perturbed, &mut out.d_perturbed_change, &mut out.d_clean_change] {
+            room.resize(rows * width, 0.0);
+        }
+        out.d_log_std_change.clear();
+        out.d_log_std_change.resize(self.log_std().len(), 0.0);
+        let DivergenceTangent { d_perturbed, d_perturbed_change, d_clean_change, d_log_std_change } = out;
+        match (distance, self) {
+            (Distance::Kl, Self::Categorical { n }) => {
+                categorical::kl_tangent(perturbed, clean, change, rows, *n, d_perturbed, d_perturbed_change, d_clean_change);
+            }
+            (Distance::Kl, Self::Values { .. } | Self::Deterministic { .. }) => panic!("{NO_DISTRIBUTION}"),
+            // Both are Σ precision/2 (perturbed - clean)² but for a constant.
+            _ => {
+                let log_std = if distance == Distance::Kl { self.log_std() } else { &[] };
+                for i in 0..rows * width {
+                    let precision = log_std.get(i % width).map_or(2.0, |l| (-2.0 * l).exp());
+                    let difference = perturbed[i] - clean[i];
+                    d_perturbed[i] = precision * difference;
+                    d_perturbed_change[i] = precision * change[i];
+                    d_clean_change[i] = -precision * change[i];
+                    if !log_std.is_empty() {
+                        d_log_std_change[i % width] -= 2.0 * precision * difference * change[i];
+                    }
+                }
             }
         }
     }
@@ -269,7 +301,7 @@ impl PolicyHead {
                 let gradients = KlGradients { mean_p: d_perturbed, log_std_p: None, mean_q: d_clean, log_std_q: None };
                 gaussian::kl(perturbed, log_std, clean, log_std, rows, value, weight, gradients);
                 if let Some(d_log_std) = d_log_std {
-                    shared_std_gradient(perturbed, clean, log_std, |_| weight, d_log_std);
+                    shared_std_gradient(perturbed, clean, log_std, weight, d_log_std);
                 }
             }
             (Distance::Kl, Self::Values { .. } | Self::Deterministic { .. }) => panic!("{NO_DISTRIBUTION}"),
@@ -277,14 +309,77 @@ impl PolicyHead {
     }
 }
 
-/// Adds the derivative of `Σ weightᵢ ½ ((m′ᵢ − mᵢ) / σ)²` with respect to `ln σ`.
-fn shared_std_gradient(perturbed: &[f32], clean: &[f32], log_std: &[f32], weight: impl Fn(usize) -> f32, d_log_std: &mut [f32]) {
+/// What [`PolicyHead::divergence_tangent`] finds, each `[rows, output]` but the last.
+#[derive(Debug, Default, Clone)]
+pub struct DivergenceTangent {
+    /// Derivatives of the distances with respect to the perturbed outputs.
+    pub d_perturbed: Vec<f32>,
+    /// Their changes.
+    pub d_perturbed_change: Vec<f32>,
+    /// Changes of the derivatives with respect to the clean outputs.
+    pub d_clean_change: Vec<f32>,
+    /// The change of the derivative of the sum of the distances with respect to the logarithms of the deviations.
+    pub d_log_std_change: Vec<f32>,
+}
+
+/// Adds the derivative of `weight Σ ½ ((m′ᵢ − mᵢ) / σ)²` with respect to `ln σ`.
+fn shared_std_gradient(perturbed: &[f32], clean: &[f32], log_std: &[f32], weight: f32, d_log_std: &mut [f32]) {
     let width = log_std.len();
-    for (row, (p, q)) in perturbed.chunks_exact(width).zip(clean.chunks_exact(width)).enumerate() {
-        let weight = weight(row);
+    for (p, q) in perturbed.chunks_exact(width).zip(clean.chunks_exact(width)) {
         for ((d, l), (a, b)) in d_log_std.iter_mut().zip(log_std).zip(p.iter().zip(q)) {
             let z = (a - b) * (-l).exp();
             *d -= weight * z * z;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_envs::Rng;
+
+    use super::*;
+
+    #[test]
+    fn divergence_tangents_match_central_differences() {
+        let mut rng = Rng::from_seed(4);
+        let rows = 21;
+        let log_std = vec![-0.5, 0.3, 0.0];
+        let bounds = ActionBox::new(&[-1.0; 3], &[1.0; 3]).unwrap();
+        let heads = [
+            (PolicyHead::Categorical { n: 3 }, Distance::Kl),
+            (PolicyHead::Categorical { n: 3 }, Distance::L2),
+            (PolicyHead::Gaussian { log_std: log_std.clone() }, Distance::Kl),
+            (PolicyHead::Squashed { log_std, bounds }, Distance::Kl),
+            (PolicyHead::Values { n: 3 }, Distance::L2),
+        ];
+        for (head, distance) in heads {
+            let mut noise = || (0..3 * rows).map(|_| rng.normal_f32()).collect::<Vec<f32>>();
+            let (perturbed, clean, change) = (noise(), noise(), noise());
+            let mut found = DivergenceTangent::default();
+            head.divergence_tangent(distance, &perturbed, &clean, &change, rows, &mut found);
+            // The first-order gradients a little further and a little back.
+            let h = 3e-3;
+            let at = |sign: f32| {
+                let moved: Vec<f32> = perturbed.iter().zip(&change).map(|(p, c)| p + sign * h * c).collect();
+                let (mut value, mut d_p, mut d_q) = (vec![0.0; rows], vec![0.0; 3 * rows], vec![0.0; 3 * rows]);
+                let mut d_std = vec![0.0; head.log_std().len()];
+                head.divergence(distance, &moved, &clean, rows, 1.0, &mut value, Some(&mut d_p), Some(&mut d_q), Some(&mut d_std));
+                (d_p, d_q, d_std)
+            };
+            let ((up_p, up_q, up_std), (down_p, down_q, down_std)) = (at(1.0), at(-1.0));
+            for (found, up, down) in [
+                (&found.d_perturbed_change, up_p, down_p),
+                (&found.d_clean_change, up_q, down_q),
+                (&found.d_log_std_change, up_std, down_std),
+            ] {
+                assert_eq!(found.len(), up.len());
+                for (f, (u, d)) in found.iter().zip(up.iter().zip(&down)) {
+                    let expected = (u - d) / (2.0 * h);
+                    assert!((f - expected).abs() < 2e-3 * expected.abs().max(1.0), "{head:?} {distance:?}: {f} {expected}");
+                }
+            }
+            let exact = at(0.0).0;
+            assert!(found.d_perturbed.iter().zip(&exact).all(|(a, b)| (a - b).abs() < 1e-6 * b.abs().max(1.0)), "{head:?} {distance:?}");
         }
     }
 }

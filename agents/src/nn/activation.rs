@@ -19,6 +19,15 @@ pub enum Activation {
     Identity,
 }
 
+/// How a derivative passes an activation function, given its output.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Bend {
+    /// The slope `1 - h²`, which changes with the input.
+    Tanh,
+    /// 1 where the output is positive, else this.
+    Slope(f32),
+}
+
 /// Slope of [`Activation::LeakyRelu`] below zero.
 const LEAKY_SLOPE: f32 = 0.01;
 
@@ -50,6 +59,15 @@ impl Activation {
             Self::Relu => Finish::SlopeDerivative(h, h_row, 0.0),
             Self::LeakyRelu => Finish::SlopeDerivative(h, h_row, LEAKY_SLOPE),
             Self::Identity => Finish::Store,
+        }
+    }
+    /// The same for first and second derivatives together.
+    pub(super) fn bend(self) -> Bend {
+        match self {
+            Self::Tanh => Bend::Tanh,
+            Self::Relu => Bend::Slope(0.0),
+            Self::LeakyRelu => Bend::Slope(LEAKY_SLOPE),
+            Self::Identity => Bend::Slope(1.0),
         }
     }
 }

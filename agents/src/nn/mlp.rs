@@ -21,9 +21,9 @@ use super::kernel::{Isa, isa};
 use crate::AgentError;
 
 /// Rows that go through all layers together, so that they stay in the cache; a multiple of the tile heights.
-const ROW_BLOCK: usize = 96;
+pub(super) const ROW_BLOCK: usize = 96;
 /// Up to this many outputs the last layer's weight gradient is computed transposed, so that the vectors run over its inputs.
-const FEW_OUTPUTS: usize = COLUMN_GROUP;
+pub(super) const FEW_OUTPUTS: usize = COLUMN_GROUP;
 /// Parameter rows are padded to a multiple of this.
 const PADDING: usize = 16;
 
@@ -35,7 +35,7 @@ pub(super) struct Layer {
     /// Where the weights begin.
     pub offset: usize,
     /// Where the packed transpose begins.
-    transpose: usize,
+    pub transpose: usize,
 }
 
 impl Layer {
@@ -49,13 +49,13 @@ impl Layer {
         self.offset + self.input * self.stride()
     }
 
-    /// Weights and biases.
-    fn end(&self) -> usize {
+    /// Where weights and biases end.
+    pub fn end(&self) -> usize {
         self.bias() + self.stride()
     }
 
     /// Length of a row of the transpose.
-    fn transpose_stride(&self) -> usize {
+    pub fn transpose_stride(&self) -> usize {
         self.input.next_multiple_of(PADDING)
     }
 }
@@ -231,6 +231,11 @@ impl Mlp {
         &self.parameters[layer.bias()..layer.bias() + layer.output]
     }
 
+    /// The transposed weights, layer by layer.
+    pub(super) fn transposes(&self) -> &[f32] {
+        self.transposes.get(&self.layers, &self.parameters)
+    }
+
     /// Multiplies the weights of layer `layer`, but not its biases.
     pub fn scale_layer(&mut self, layer: usize, factor: f32) {
         let range = self.layers[layer].offset..self.layers[layer].bias();
@@ -329,7 +334,7 @@ impl Mlp {
         assert!(gradient.as_ref().is_none_or(|g| g.len() == self.n_parameters()), "gradient of Mlp::backward");
         assert!(d_input.as_ref().is_none_or(|d| d.len() == rows * input), "d_input of Mlp::backward");
         let isa = isa();
-        let transposes = self.transposes.get(&self.layers, &self.parameters);
+        let transposes = self.transposes();
         let Trace { activations, places, scratch, scratch_stride, transposed, .. } = trace;
         let stride = *scratch_stride;
         let last = self.layers.len() - 1;
@@ -451,7 +456,7 @@ impl Mlp {
 }
 
 /// Copies rows of `width` into rows of `stride`, with zeros up to the next whole group of columns.
-fn pad(from: &[f32], width: usize, to: &mut [f32], stride: usize) {
+pub(super) fn pad(from: &[f32], width: usize, to: &mut [f32], stride: usize) {
     let whole = width / COLUMN_GROUP * COLUMN_GROUP;
     let rest = width - whole;
     for (r, to) in to.chunks_mut(stride).take(from.len() / width).enumerate() {
@@ -489,7 +494,7 @@ fn end_with_one(rows: &mut [f32], stride: usize, width: usize, n: usize) {
 }
 
 /// Copies rows of `stride` into rows of `width`.
-fn unpad(from: &[f32], stride: usize, to: &mut [f32], width: usize) {
+pub(super) fn unpad(from: &[f32], stride: usize, to: &mut [f32], width: usize) {
     let whole = width / COLUMN_GROUP * COLUMN_GROUP;
     let rest = width - whole;
     let n = to.len() / width;
@@ -515,14 +520,14 @@ pub struct Workspace {
 
 /// Where the inputs of a layer lie in a trace.
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    offset: usize,
-    stride: usize,
+pub(super) struct Place {
+    pub offset: usize,
+    pub stride: usize,
 }
 
 impl Place {
     /// Beginning of a row.
-    fn of(self, row: usize) -> usize {
+    pub fn of(self, row: usize) -> usize {
         self.offset + row * self.stride
     }
 }
@@ -533,15 +538,15 @@ impl Place {
 #[derive(Debug, Default, Clone)]
 pub struct Trace {
     /// The network's layers; the layout belongs to them.
-    layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer>,
     rows: usize,
     capacity: usize,
     /// Inputs of each layer, each row followed by a one.
-    activations: Aligned,
-    places: Vec<Place>,
+    pub(super) activations: Aligned,
+    pub(super) places: Vec<Place>,
     output: Vec<f32>,
     scratch: Aligned,
-    scratch_stride: usize,
+    pub(super) scratch_stride: usize,
     /// The last layer's gradient `[output][input + 1]`, if it has few outputs.
     transposed: Aligned,
 }

@@ -13,6 +13,7 @@ mod mixer;
 mod mlp;
 mod normalizer;
 mod optimizer;
+mod tangent;
 mod tensors;
 
 pub use activation::Activation;
@@ -23,4 +24,5 @@ pub use mixer::{Combined, Mixer, Mixing};
 pub use mlp::{Mlp, Trace, Workspace};
 pub use normalizer::{ReturnScale, RunningNorm, RunningNormState};
 pub use optimizer::{Adam, AdamConfig, AdamState, clip_scale, squared_norm};
+pub use tangent::Tangent;
 pub use tensors::{NamedTensor, TensorLookup};

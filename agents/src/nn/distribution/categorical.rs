@@ -234,6 +234,96 @@ impl Vectorised for Kl<'_> {
     }
 }
 
+/// How the derivatives of `KL(p ‖ q)` of each row, as [`kl`] has them, change when the logits of `p` move along `change` `[rows, n]`.
+///
+/// Writes `∂/∂p` into `d_p`, its change into `d_p_change` and the change of `∂/∂q` into `d_q_change`, each `[rows, n]`.
+///
+/// # Panics
+/// If a slice does not have its shape.
+pub fn kl_tangent(
+    p_logits: &[f32],
+    q_logits: &[f32],
+    change: &[f32],
+    rows: usize,
+    n: usize,
+    d_p: &mut [f32],
+    d_p_change: &mut [f32],
+    d_q_change: &mut [f32],
+) {
+    assert!(n > 0 && p_logits.len() == rows * n && q_logits.len() == rows * n, "logits of categorical::kl_tangent");
+    assert!([change.len(), d_p.len(), d_p_change.len(), d_q_change.len()] == [rows * n; 4], "shapes of categorical::kl_tangent");
+    thread_local! {
+        static SCRATCH: RefCell<Aligned> = RefCell::default();
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.grow(5 * n * BLOCK);
+        dispatch(isa(), KlTangent { p_logits, q_logits, change, rows, n, d_p, d_p_change, d_q_change, scratch });
+    });
+}
+
+struct KlTangent<'a> {
+    p_logits: &'a [f32],
+    q_logits: &'a [f32],
+    change: &'a [f32],
+    rows: usize,
+    n: usize,
+    d_p: &'a mut [f32],
+    d_p_change: &'a mut [f32],
+    d_q_change: &'a mut [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Vectorised for KlTangent<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lane>(self) {
+        let n = self.n;
+        let size = n * BLOCK;
+        let (log_p, rest) = self.scratch[..5 * size].split_at_mut(size);
+        let (p, rest) = rest.split_at_mut(size);
+        let (log_q, rest) = rest.split_at_mut(size);
+        let (q, change) = rest.split_at_mut(size);
+        for first in (0..self.rows).step_by(BLOCK) {
+            let count = BLOCK.min(self.rows - first);
+            transpose(&self.p_logits[first * n..], count, n, log_p);
+            transpose(&self.q_logits[first * n..], count, n, log_q);
+            transpose(&self.change[first * n..], count, n, change);
+            log_softmax::<L>(n, log_p, p);
+            log_softmax::<L>(n, log_q, q);
+            for at in (0..BLOCK).step_by(L::WIDTH) {
+                // With s = ln p - ln q, K = Σ p s and u = change - Σ p change: ∂K/∂p = p (s - K), which changes by
+                // p (u (1 + s - K) - Σ p u s), and ∂K/∂q = q - p, which changes by -p u.
+                let (mut divergence, mut mean) = (L::splat(0.0), L::splat(0.0));
+                for j in (at..size).step_by(BLOCK) {
+                    let p = L::read(&p[j..]);
+                    divergence = divergence.add(times_log(p, L::read(&log_p[j..]).sub(L::read(&log_q[j..]))));
+                    mean = p.mul_add(L::read(&change[j..]), mean);
+                }
+                let mut sum = L::splat(0.0);
+                for j in (at..size).step_by(BLOCK) {
+                    let p = L::read(&p[j..]);
+                    let moved = L::read(&change[j..]).sub(mean);
+                    sum = sum.add(times_log(p, moved.mul(L::read(&log_p[j..]).sub(L::read(&log_q[j..])))));
+                }
+                for j in (at..size).step_by(BLOCK) {
+                    let p = L::read(&p[j..]);
+                    let above = L::read(&log_p[j..]).sub(L::read(&log_q[j..])).sub(divergence);
+                    let moved = L::read(&change[j..]).sub(mean);
+                    times_log(p, above).write(&mut log_p[j..]);
+                    times_log(p, moved.mul(above.add(L::splat(1.0))).sub(sum)).write(&mut log_q[j..]);
+                    p.mul(moved.mul(L::splat(-1.0))).write(&mut q[j..]);
+                }
+            }
+            for (from, to) in [(&*log_p, &mut *self.d_p), (&*log_q, &mut *self.d_p_change), (&*q, &mut *self.d_q_change)] {
+                let to = &mut to[first * n..(first + count) * n];
+                to.fill(0.0);
+                add_transposed(from, count, n, to);
+            }
+        }
+    }
+}
+
 /// `p · log` where p > 0, else 0: a masked action has p = 0 and an infinite logarithm.
 #[inline(always)]
 fn times_log<L: Lane>(p: L, log: L) -> L {

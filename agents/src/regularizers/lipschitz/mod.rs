@@ -34,8 +34,8 @@ use super::ball::{ascend, length, project};
 use super::scope::{add_up, copy_first, strongest};
 use super::stackelberg::{self, Ascent, Distances, Room, Step};
 use super::{Interaction, Observed, Penalty, PenaltyGradients, Regularizer};
-use crate::head::Distance;
-use crate::nn::{Mlp, Trace};
+use crate::head::{Distance, DivergenceTangent};
+use crate::nn::{Mlp, Tangent, Trace};
 use crate::schedule::warmth;
 use crate::{AgentError, StateDict};
 
@@ -99,13 +99,15 @@ struct LeaderTerm {
     outputs: Vec<f32>,
     weights: Vec<f32>,
     log_std: Vec<f32>,
-    d_clean: Vec<f32>,
-    d_perturbed: Vec<f32>,
+    divergence: DivergenceTangent,
     perturbed: Vec<f32>,
+    direction: Vec<f32>,
     d_input: Vec<f32>,
-    value: Vec<f32>,
     derivative: Vec<f32>,
+    /// Of the network at the start of the ascent.
+    start: Trace,
     trace: Trace,
+    tangent: Tangent,
     room: Room<f32>,
 }
 
@@ -242,6 +244,9 @@ impl LipschitzRegularizer {
             }
             if records {
                 copy_into(&self.offset, &mut self.path[step].offset);
+                if step == 0 {
+                    std::mem::swap(&mut self.trace, &mut self.leader.start);
+                }
             }
             for (u, g) in self.offset.chunks_exact_mut(ball).zip(self.slope.chunks_exact(ball)) {
                 ascend(u, g, direction, step_size);
@@ -291,12 +296,9 @@ impl LipschitzRegularizer {
         leader.derivative.resize(self.offset.len(), 0.0);
         slopes(observed, width, &self.perturbed, &self.d_input, &mut leader.derivative);
         let ascent = Ascent { norm: self.norm, radius, direction, step_size };
-        // Small against the ball for the curvature, and against the perturbation itself, since a distance begins as a
-        // square; not smaller, for single precision.
-        let difference = |u: &[f32]| (DIFFERENCE_OF_RADIUS * radius).min(DIFFERENCE_OF_OFFSET * length(u, Norm::L2));
         let (mut derivative, mut room) = (std::mem::take(&mut leader.derivative), std::mem::take(&mut leader.room));
         let mut distances = PolicyDistances { net, observed, distance, leader };
-        stackelberg::interaction(&self.path, &ascent, observed.unit.len(), &mut derivative, difference, &mut distances, &mut room);
+        stackelberg::interaction(&self.path, &ascent, observed.unit.len(), &mut derivative, &mut distances, &mut room);
         (leader.derivative, leader.room) = (derivative, room);
     }
 
@@ -464,40 +466,39 @@ struct PolicyDistances<'a> {
 }
 
 impl Distances<f32> for PolicyDistances<'_> {
-    fn gradients(&mut self, offsets: &[f32], weights: &[f32], slopes_out: &mut [f32]) {
+    fn products(&mut self, step: usize, offsets: &[f32], along: &[f32], curvature: Option<&mut [f32]>) {
         let Self { net, observed, distance, leader } = self;
-        let (rows, width, output) = (observed.rows, net.input(), net.output());
+        let (rows, width, features) = (observed.rows, net.input(), observed.unit.len());
         leader.perturbed.resize(rows * width, 0.0);
+        leader.direction.resize(rows * width, 0.0);
         leader.d_input.resize(rows * width, 0.0);
-        leader.value.resize(rows, 0.0);
         place(observed, width, offsets, &mut leader.perturbed);
-        net.forward_train(&leader.perturbed, rows, &mut leader.trace);
-        for room in [&mut leader.d_perturbed, &mut leader.d_clean] {
-            room.clear();
-            room.resize(rows * output, 0.0);
+        let trace = if step == 0 {
+            &leader.start
+        } else {
+            net.forward_train(&leader.perturbed, rows, &mut leader.trace);
+            &leader.trace
+        };
+        for (direction, along) in leader.direction.chunks_exact_mut(width).zip(along.chunks_exact(features)) {
+            direction[..features].iter_mut().zip(observed.unit.iter().zip(along)).for_each(|(d, (unit, w))| *d = unit * w);
+            direction[features..].fill(0.0);
         }
-        observed.head.divergence(
-            *distance,
-            leader.trace.output(),
-            observed.outputs,
-            rows,
-            1.0,
-            &mut leader.value,
-            Some(&mut leader.d_perturbed),
-            Some(&mut leader.d_clean),
-            None,
-        );
-        for (row, weight) in leader.d_perturbed.chunks_exact_mut(output).zip(weights) {
-            row.iter_mut().for_each(|d| *d *= weight);
+        if let Some(limit) = observed.limit {
+            let at_limit = leader.direction.iter_mut().zip(&leader.perturbed).filter(|(_, x)| x.abs() >= limit);
+            at_limit.for_each(|(d, _)| *d = 0.0);
         }
-        for ((to, clean), weight) in leader.outputs.chunks_exact_mut(output).zip(leader.d_clean.chunks_exact(output)).zip(weights) {
-            to.iter_mut().zip(clean).for_each(|(t, c)| *t += weight * c);
+        net.forward_tangent(trace, &leader.direction, &mut leader.tangent);
+        let (divergence, clean) = (&mut leader.divergence, observed.outputs);
+        observed.head.divergence_tangent(*distance, trace.output(), clean, leader.tangent.output(), rows, divergence);
+        for (to, from) in [(&mut leader.outputs, &divergence.d_clean_change), (&mut leader.log_std, &divergence.d_log_std_change)] {
+            to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
         }
-        if *distance == Distance::Kl {
-            observed.head.log_std_gradient(leader.trace.output(), observed.outputs, weights, &mut leader.log_std);
+        let (d_out, d_out_change) = (&divergence.d_perturbed, &divergence.d_perturbed_change);
+        let d_input = curvature.is_some().then_some(&mut *leader.d_input);
+        net.backward_tangent(trace, &mut leader.tangent, d_out, d_out_change, &mut leader.weights, d_input);
+        if let Some(curvature) = curvature {
+            slopes(observed, width, &leader.perturbed, &leader.d_input, curvature);
         }
-        net.backward(&mut leader.trace, &leader.d_perturbed, Some(&mut leader.weights), Some(&mut leader.d_input));
-        slopes(observed, width, &leader.perturbed, &leader.d_input, slopes_out);
     }
 }
 
@@ -538,10 +539,6 @@ fn copy_into(from: &[f32], to: &mut Vec<f32>) {
 /// Deviation of the directions of [`LipschitzRegularizer::gradient_penalty`]: small against the curvature of a network of scaled
 /// features, large against single precision.
 const SLOPE_STEP: f32 = 0.01;
-
-/// Steps of central differences over the radius and over the length of the perturbation.
-const DIFFERENCE_OF_RADIUS: f32 = 0.03;
-const DIFFERENCE_OF_OFFSET: f32 = 0.25;
 
 /// Numbers in [`LipschitzRegularizer::starts`].
 const N_STARTS: usize = 1 << 14;

@@ -88,8 +88,20 @@ impl Game {
 }
 
 impl Distances<f64> for Game {
-    fn gradients(&mut self, offsets: &[f64], weights: &[f64], slopes: &mut [f64]) {
-        slopes.copy_from_slice(&self.backward(offsets, weights[0]));
+    fn products(&mut self, _: usize, offsets: &[f64], along: &[f64], curvature: Option<&mut [f64]>) {
+        // Central differences of the gradients, which both terms have in common.
+        let size = norm(along);
+        if size == 0.0 {
+            curvature.into_iter().for_each(|c| c.fill(0.0));
+            return;
+        }
+        let h = 1e-5;
+        let at = |sign: f64| offsets.iter().zip(along).map(|(o, a)| o + sign * h * a / size).collect::<Vec<_>>();
+        let weight = size / (2.0 * h);
+        let (above, below) = (self.backward(&at(1.0), weight), self.backward(&at(-1.0), -weight));
+        if let Some(curvature) = curvature {
+            curvature.iter_mut().zip(above.iter().zip(&below)).for_each(|(c, (a, b))| *c = a + b);
+        }
     }
 }
 
@@ -129,7 +141,7 @@ fn measure(ascent: &Ascent<f64>, steps: usize) -> Measured {
     game.gradient.fill(0.0);
     let mut v = game.backward(&offset, 1.0);
     let partial = game.gradient.clone();
-    interaction(&path, ascent, INPUT, &mut v, |_| 1e-5, &mut game, &mut Room::default());
+    interaction(&path, ascent, INPUT, &mut v, &mut game, &mut Room::default());
     let total = game.gradient.clone();
     let brute: Vec<f64> = (0..WEIGHTS)
         .map(|i| {
@@ -196,9 +208,10 @@ fn one_raw_step_on_a_linear_map_has_its_closed_form() {
         gradient: f64,
     }
     impl Distances<f64> for Line {
-        fn gradients(&mut self, offsets: &[f64], weights: &[f64], slopes: &mut [f64]) {
-            self.gradient += weights[0] * 2.0 * self.w * offsets[0] * offsets[0];
-            slopes[0] = weights[0] * 2.0 * self.w * self.w * offsets[0];
+        fn products(&mut self, _: usize, offsets: &[f64], along: &[f64], curvature: Option<&mut [f64]>) {
+            // ∂D/∂δ = 2 w² δ
+            self.gradient += along[0] * 4.0 * self.w * offsets[0];
+            assert!(curvature.is_none(), "nothing is before the first step");
         }
     }
     let (w, eta, start) = (1.3, 0.2, 0.01);
@@ -206,10 +219,11 @@ fn one_raw_step_on_a_linear_map_has_its_closed_form() {
     let slope = 2.0 * w * w * start;
     let end = start + eta * slope;
     let path = [Step { offset: vec![start], slope: vec![slope], target: vec![end] }];
-    let mut v = [0.0];
-    line.gradients(&[end], &[1.0], &mut v);
+    // The partial derivatives at the end.
+    line.gradient = 2.0 * w * end * end;
+    let mut v = [2.0 * w * w * end];
     let ascent = Ascent { norm: Norm::L2, radius: f64::INFINITY, direction: Direction::Raw, step_size: eta };
-    interaction(&path, &ascent, 1, &mut v, |_| 1e-3, &mut line, &mut Room::default());
+    interaction(&path, &ascent, 1, &mut v, &mut line, &mut Room::default());
     let growth = 1.0 + 2.0 * eta * w * w;
     let expected = start * start * (2.0 * w * growth * growth + w * w * 2.0 * growth * 4.0 * eta * w);
     assert!((line.gradient / expected - 1.0).abs() < 1e-10, "{} {expected}", line.gradient);
@@ -223,6 +237,6 @@ fn steps_along_signs_add_nothing() {
     game.gradient.fill(0.0);
     let mut v = game.backward(&offset, 1.0);
     let partial = game.gradient.clone();
-    interaction(&path, &ascent, INPUT, &mut v, |_| 1e-5, &mut game, &mut Room::default());
+    interaction(&path, &ascent, INPUT, &mut v, &mut game, &mut Room::default());
     assert_eq!(game.gradient, partial);
 }
