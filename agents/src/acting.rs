@@ -7,26 +7,37 @@ use crate::nn::{Mlp, Workspace};
 use crate::regularizers::Observed;
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
 use crate::regularizers::lipschitz::Scale;
-use crate::regularizers::value_attack::ValueAttack;
+use crate::regularizers::value_attack::{ActionWorth, Choices, ValueAttack, Worth};
 use crate::team::SharedInput;
 
 /// An attacker who changes what a trained policy observes.
 enum Attack {
     /// So that its outputs change most.
     Outputs(Box<ObservationAttack>),
-    /// So that its critic values it least.
+    /// So that it is worth least.
     Value(Box<ValueAttack>),
 }
 
+/// What an attacker on the value can know.
+pub(crate) enum Critic<'a> {
+    /// Nothing.
+    Unknown,
+    /// The value of what an agent observes: a critic of the policy's own inputs.
+    State(&'a Mlp),
+    /// The outputs are action values themselves.
+    Outputs,
+    /// The value of actions.
+    Action(&'a mut dyn ActionWorth),
+}
+
 /// The networks of a group that takes part in acting.
-#[derive(Clone, Copy)]
 pub(crate) struct Actor<'a> {
     pub(crate) name: &'a str,
     pub(crate) net: &'a Mlp,
     pub(crate) head: &'a PolicyHead,
     pub(crate) input: &'a SharedInput,
-    /// A critic of the same inputs, for attacks on the value.
-    pub(crate) critic: Option<&'a Mlp>,
+    /// For attacks on the value.
+    pub(crate) critic: Critic<'a>,
 }
 
 /// Room for acting, and the attacker if there is one.
@@ -50,6 +61,11 @@ impl Acting {
         self.attack = attack.map(|(config, seeds)| Attack::Value(Box::new(ValueAttack::new(config, seeds.rng()))));
     }
 
+    /// Whether the value is attacked.
+    pub(crate) fn attacks_value(&self) -> bool {
+        matches!(self.attack, Some(Attack::Value(_)))
+    }
+
     /// Outputs `[slot, member, output]` of the network for all slots.
     ///
     /// # Errors
@@ -67,8 +83,15 @@ impl Acting {
             let observed = Observed { rows, members, inputs, unit, limit, outputs: &self.outputs, head };
             let moved = match (attack, critic) {
                 (Attack::Outputs(attack), _) => attack.perturb(net, &observed),
-                (Attack::Value(attack), Some(critic)) => attack.perturb(critic, &observed),
-                (Attack::Value(_), None) => return Err(EnvError::Policy(format!("`{name}` has no critic of what it observes"))),
+                (Attack::Value(attack), Critic::State(critic)) => attack.perturb(&mut Worth::State(critic), &observed),
+                (Attack::Value(attack), Critic::Outputs) => {
+                    let of = &mut Choices { worth: observed.outputs, n: net.output() };
+                    attack.perturb(&mut Worth::Action { policy: net, of }, &observed)
+                }
+                (Attack::Value(attack), Critic::Action(of)) => attack.perturb(&mut Worth::Action { policy: net, of }, &observed),
+                (Attack::Value(_), Critic::Unknown) => {
+                    return Err(EnvError::Policy(format!("`{name}` has no critic of what it observes")));
+                }
             };
             net.forward(moved, rows, &mut self.outputs, &mut self.workspace);
         }

@@ -141,6 +141,13 @@ fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     let attacked =
         place.succeed(&["sweep", "runs/local", "--axis", "attack_value_linf=0.5", "--axis", "attack_value_l2=1", "--episodes", "12"]);
     assert!(attacked.out.contains("attack_value_linf") && attacked.out.contains("attack_value_l2"), "{}", attacked.out);
+    // Action values tell what an attacked action is worth.
+    let learner = "agent.q_learning={ mixer = \"sum\", replay = { learning_starts = 50 } }";
+    let mut arguments = vec!["train", TINY, "name=values", "agent=q_learning", learner, "--output", "runs/values"];
+    arguments.extend(BASE);
+    place.succeed(&arguments);
+    let attacked = place.succeed(&["sweep", "runs/values", "--axis", "attack_value_linf=0.5", "--episodes", "12"]);
+    assert!(attacked.out.contains("attack_value_linf"), "{}", attacked.out);
     // A search plays every agent and shows the worst one.
     place.succeed(&["sweep", &runs[0], "--axis", "worst_agent=1", "--episodes", "12"]);
     let cells = String::from_utf8(place.read("sweeps/robustness/results.csv")).unwrap();

@@ -32,7 +32,7 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
-use crate::acting::{Acting, Actor};
+use crate::acting::{Acting, Actor, Critic};
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
 use crate::nn::squashed_gaussian::ActionBox;
@@ -44,12 +44,17 @@ use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, backward, observe, weight_of, widen};
+use crate::regularizers::value_attack::Choices;
 use crate::replay::{PREFIX, Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
 use crate::state_dict::StateDict;
 use crate::target::TargetConfig;
 use crate::team::{RewardSharing, SharedInput, Sharing, groups_of, share_rewards, teams_of};
+
+mod worth;
+
+use worth::Truth;
 
 /// How far the other agents' actions are moved against an agent's value: M3DDPG.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -287,6 +292,7 @@ pub struct Maddpg {
     transitions: Transitions,
     minibatch: Minibatch,
     room: Room,
+    truth: Truth,
     rng: Rng,
     updates: u64,
     steps: u64,
@@ -355,6 +361,7 @@ impl Maddpg {
             transitions: Transitions::default(),
             minibatch: Minibatch::default(),
             room: Room::default(),
+            truth: Truth::default(),
             rng: seeds.child("minibatches").rng(),
             updates: 0,
             steps: 0,
@@ -674,6 +681,13 @@ impl Layout {
         }
     }
 
+    /// Where a row of a critic's inputs has the row's own action.
+    fn own_action(&self, input: &SharedInput, row: usize) -> std::ops::Range<usize> {
+        let own = input.agents[row % input.members()];
+        let first = self.observation + self.actions[own];
+        first..first + self.widths[own]
+    }
+
     fn push_row(&self, input: &SharedInput, observation: &[f32], action: &[f32], member: usize, out: &mut Vec<f32>) {
         out.extend_from_slice(observation);
         out.extend_from_slice(action);
@@ -942,10 +956,26 @@ impl Policy for Maddpg {
         out: &mut ActionBatch<'_>,
     ) -> steadfast_envs::Result<()> {
         let noise = self.config.exploration_noise as f32;
+        let attacks_value = self.groups.iter().any(|group| group.acting.attacks_value());
+        if attacks_value {
+            self.truth.observe(&self.groups, &self.layout, observations);
+        }
         for group in &mut self.groups {
             let (members, n) = (group.input.members(), group.head.width());
-            let Group { name, actor, head, input, acting, .. } = group;
-            let outputs = acting.outputs(Actor { name, net: &actor.net, head, input, critic: None }, observations)?;
+            let Group { name, actor, critic, head, input, acting, .. } = group;
+            let (net, layout) = (&actor.net, &self.layout);
+            let outputs = if attacks_value {
+                self.truth.turn_to(layout, input, head, &critic.net);
+                if layout.is_discrete {
+                    let mut of = Choices { worth: self.truth.choices(), n };
+                    acting.outputs(Actor { name, net, head, input, critic: Critic::Action(&mut of) }, observations)?
+                } else {
+                    let mut of = self.truth.controls(layout, input, &critic.net);
+                    acting.outputs(Actor { name, net, head, input, critic: Critic::Action(&mut of) }, observations)?
+                }
+            } else {
+                acting.outputs(Actor { name, net, head, input, critic: Critic::Unknown }, observations)?
+            };
             for row in 0..observations.n_slots * members {
                 let place = row / members * observations.n_agents + input.agents[row % members];
                 let rng = &mut rngs[row / members];
@@ -1039,6 +1069,13 @@ impl Learner for Maddpg {
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.acting.set_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
+        }
+        true
+    }
+
+    fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            group.acting.set_value_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
         }
         true
     }
@@ -1188,6 +1225,72 @@ mod tests {
         let gradient = loss(0, 0.0).1;
         let (close, compared) = close(&gradient, |i, d| loss(i, d).0);
         assert!(compared > 30 && close as f64 > 0.97 * compared as f64, "{close} of {compared}");
+    }
+
+    /// What the actors do most likely, as critics see it `[slot, all actions]`.
+    fn greedy_actions(learner: &mut Maddpg, observations: &ObservationBatch<'_>) -> Vec<f32> {
+        let (layout_action, is_discrete, width) = (learner.layout.action, learner.layout.is_discrete, learner.action_width);
+        let n = observations.n_slots * observations.n_agents;
+        let mut rngs = vec![Rng::from_seed(0); observations.n_slots];
+        let (mut indices, mut vectors, mut log_probs) = (vec![0; n], vec![0.0; n * width], vec![0.0; n]);
+        let actions = if is_discrete { ActionsMut::Discrete(&mut indices) } else { ActionsMut::Continuous(&mut vectors) };
+        let mut out = ActionBatch { actions, log_probs: &mut log_probs };
+        learner.act(observations, &mut rngs, ActMode::Greedy, &mut out).unwrap();
+        let mut joint = vec![0.0; observations.n_slots * layout_action];
+        for place in 0..n {
+            let (slot, agent) = (place / observations.n_agents, place % observations.n_agents);
+            let to = &mut joint[slot * layout_action + learner.layout.actions[agent]..][..learner.layout.widths[agent]];
+            if is_discrete {
+                to[indices[place] as usize] = 1.0;
+            } else {
+                // The identity task has actions from -1 to 1.
+                to.copy_from_slice(&vectors[place * width..place * width + to.len()]);
+            }
+        }
+        joint
+    }
+
+    #[test]
+    fn attacks_on_the_value_lower_what_the_critic_gives_for_the_action_taken() {
+        for continuous_actions in [false, true] {
+            let mut learner = experienced(continuous_actions, None);
+            let (slots, agents, width) = (12, 3, learner.observation_width);
+            let mut rng = Rng::from_seed(2);
+            let observations: Vec<f32> = (0..slots * agents * width).map(|_| rng.normal_f32()).collect();
+            let observed = ObservationBatch { n_slots: slots, n_agents: agents, width, observations: &observations };
+            let clean = greedy_actions(&mut learner, &observed);
+            let config = ObservationAttackConfig { radius: 0.7, ..ObservationAttackConfig::default() };
+            assert!(learner.set_value_attack(Some((&config, SeedTree::new(1)))));
+            let attacked = greedy_actions(&mut learner, &observed);
+            learner.set_value_attack(None);
+            assert_eq!(greedy_actions(&mut learner, &observed), clean);
+
+            // The worth of each agent's own action while the others do what they would.
+            let Maddpg { layout, groups, .. } = &learner;
+            let Group { input, critic, .. } = &groups[0];
+            let (mut joint, mut seen) = (vec![0.0; slots * layout.observation], Vec::new());
+            input.gather(&observations, agents, width, &mut seen);
+            for (row, input_row) in seen.chunks_exact(input.width()).enumerate() {
+                let at = row / agents * layout.observation + layout.observations[row % agents];
+                joint[at..at + width].copy_from_slice(&input_row[..width]);
+            }
+            let value = |slot: usize, agent: usize, own: &[f32]| {
+                let mut actions = clean[slot * layout.action..(slot + 1) * layout.action].to_vec();
+                let at = layout.actions[agent]..layout.actions[agent] + layout.widths[agent];
+                actions[at.clone()].copy_from_slice(&own[slot * layout.action..][at]);
+                let (mut row, mut value) = (Vec::new(), [0.0]);
+                layout.push_row(input, &joint[slot * layout.observation..][..layout.observation], &actions, agent, &mut row);
+                critic.net.forward(&row, 1, &mut value, &mut Workspace::default());
+                value[0]
+            };
+            let mut lowered = 0;
+            for (slot, agent) in (0..slots).flat_map(|slot| (0..agents).map(move |agent| (slot, agent))) {
+                let (before, after) = (value(slot, agent, &clean), value(slot, agent, &attacked));
+                assert!(after <= before + 1e-5, "{continuous_actions} {slot} {agent}: {before} {after}");
+                lowered += usize::from(after < before - 1e-5);
+            }
+            assert!(lowered > slots, "{continuous_actions}: {lowered} of {}", slots * agents);
+        }
     }
 
     #[test]

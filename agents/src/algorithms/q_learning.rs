@@ -34,7 +34,7 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
-use crate::acting::{Acting, Actor};
+use crate::acting::{Acting, Actor, Critic};
 use crate::explore::ExplorationConfig;
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
@@ -812,7 +812,7 @@ impl Policy for QLearning {
         for group in &mut self.groups {
             let (members, n) = (group.input.members(), group.net.output());
             let Group { name, net, head, input, acting, .. } = group;
-            let outputs = acting.outputs(Actor { name, net, head, input, critic: None }, observations)?;
+            let outputs = acting.outputs(Actor { name, net, head, input, critic: Critic::Outputs }, observations)?;
             for (row, values) in outputs.chunks_exact(n).enumerate() {
                 let place = row / members * observations.n_agents + input.agents[row % members];
                 let best = greedy(values);
@@ -898,6 +898,14 @@ impl Learner for QLearning {
     fn set_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         for (i, group) in self.groups.iter_mut().enumerate() {
             group.acting.set_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
+        }
+        true
+    }
+
+    fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
+        // A mixed value grows with each of the values that it mixes, so that every agent's own worst is the team's.
+        for (i, group) in self.groups.iter_mut().enumerate() {
+            group.acting.set_value_attack(attack.map(|(config, seeds)| (config, seeds.index(i as u64))));
         }
         true
     }

@@ -53,7 +53,7 @@ impl Trained {
                 (learner.set_attack(Some((attack, seeds))), "cannot be attacked", help)
             }
             Target::Value => {
-                let help = "its critic must see what the agent sees, as with critic = \"local\"; attack_linf and attack_l2 need no critic";
+                let help = "PPO's critic must see what the agent sees, as with critic = \"local\"; attack_linf and attack_l2 need no critic";
                 (learner.set_value_attack(Some((attack, seeds))), "cannot be attacked through its value", help)
             }
         };
