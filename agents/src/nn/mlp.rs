@@ -21,7 +21,7 @@ use super::kernel::{Isa, isa};
 use crate::AgentError;
 
 /// Rows that go through all layers together, so that they stay in the cache; a multiple of the tile heights.
-pub(super) const ROW_BLOCK: usize = 96;
+const ROW_BLOCK: usize = 96;
 /// Up to this many outputs the last layer's weight gradient is computed transposed, so that the vectors run over its inputs.
 pub(super) const FEW_OUTPUTS: usize = COLUMN_GROUP;
 /// Parameter rows are padded to a multiple of this.

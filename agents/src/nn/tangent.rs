@@ -13,18 +13,23 @@
 //!
 //! Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
 
+use std::ops::Range;
+
 use super::activation::Bend;
 use super::kernel::aligned::Aligned;
 use super::kernel::isa;
 use super::kernel::lane::{Lane, Vectorised, dispatch};
 use super::kernel::tile::{Finish, Product, Start, whole_groups};
-use super::mlp::{FEW_OUTPUTS, Mlp, ROW_BLOCK, Trace, pad, unpad};
+use super::mlp::{FEW_OUTPUTS, Mlp, Place, Trace, pad, unpad};
 
-/// Changes of the activations of a [`Trace`], kept by [`Mlp::forward_tangent`] for [`Mlp::backward_tangent`].
+/// Changes of the activations of some rows of a [`Trace`], kept by [`Mlp::forward_tangent`] for [`Mlp::backward_tangent`].
 #[derive(Debug, Default, Clone)]
 pub struct Tangent {
-    /// Changes of the inputs of each layer, laid out as the trace's activations.
+    /// The rows.
+    rows: Range<usize>,
+    /// Changes of the inputs of each layer, each row as the trace has it.
     activations: Aligned,
+    places: Vec<Place>,
     output: Vec<f32>,
     scratch: Aligned,
     /// The change of the last layer's gradient `[output][input + 1]`, if it has few outputs.
@@ -36,54 +41,55 @@ impl Tangent {
     pub fn output(&self) -> &[f32] {
         &self.output
     }
+
+    /// Makes room for `n` rows.
+    fn layout(&mut self, trace: &Trace, rows: Range<usize>, output: usize) {
+        let n = rows.len();
+        self.places.clear();
+        let mut offset = 0;
+        for place in &trace.places {
+            self.places.push(Place { offset, stride: place.stride });
+            offset += n * place.stride;
+        }
+        self.activations.grow(offset);
+        self.scratch.grow(4 * n * trace.scratch_stride);
+        self.output.resize(n * output, 0.0);
+        self.rows = rows;
+    }
 }
 
 impl Mlp {
-    /// Changes of the outputs of the last [`Mlp::forward_train`] on `trace` along `direction` `[rows, input]`, a change of the
-    /// inputs, kept in `tangent`.
+    /// Changes of the outputs of `rows` of the last [`Mlp::forward_train`] on `trace` along `direction` `[rows, input]`, a change of
+    /// their inputs, kept in `tangent`. A few hundred rows at a time stay in the cache.
     ///
     /// # Panics
-    /// If `direction` does not have exactly its shape, or `trace` is of a network of other widths.
-    pub fn forward_tangent(&self, trace: &Trace, direction: &[f32], tangent: &mut Tangent) {
-        let (input, output, rows) = (self.input(), self.output(), trace.rows());
-        assert!(trace.layers == self.layers, "Mlp::forward_tangent on the trace of another network");
-        assert_eq!(direction.len(), rows * input, "direction of Mlp::forward_tangent");
+    /// If `direction` does not have exactly its shape, the trace has not these rows or is of a network of other widths.
+    pub fn forward_tangent(&self, trace: &Trace, rows: Range<usize>, direction: &[f32], tangent: &mut Tangent) {
+        let (input, output, n) = (self.input(), self.output(), rows.len());
+        assert!(trace.layers == self.layers && rows.end <= trace.rows(), "Mlp::forward_tangent on the trace of another network");
+        assert_eq!(direction.len(), n * input, "direction of Mlp::forward_tangent");
         let isa = isa();
-        let Trace { activations, places, scratch_stride, .. } = trace;
-        let stride = *scratch_stride;
-        tangent.activations.grow(activations.len());
-        tangent.scratch.grow(4 * rows.min(ROW_BLOCK) * stride);
-        tangent.output.resize(rows * output, 0.0);
-        let Tangent { activations: changes, output: out, scratch, .. } = tangent;
-        let last = self.layers.len() - 1;
-        let mut first = 0;
-        while first < rows {
-            let n = (rows - first).min(ROW_BLOCK);
-            let to = &mut changes[places[0].of(first)..];
-            pad(&direction[first * input..(first + n) * input], input, to, places[0].stride);
-            clear_behind(to, places[0].stride, input, n);
-            for (index, layer) in self.layers.iter().enumerate() {
-                let place = places[index];
-                let (depth, columns) = (layer.input, layer.output);
-                let (b, b_depth) = (&self.parameters[layer.offset..layer.bias()], layer.stride());
-                let (before, after) = changes.split_at_mut(places.get(index + 1).map_or(place.offset + rows * place.stride, |p| p.offset));
-                let a = &before[place.of(first)..];
-                let (c, c_row, finish) = match places.get(index + 1) {
-                    None => (&mut scratch[..], stride, Finish::Store),
-                    Some(next) => {
-                        let h = &activations[next.of(first)..];
-                        (&mut after[first * next.stride..], next.stride, self.activation().derivative(h, next.stride))
-                    }
-                };
-                let start = Start::Zero;
-                Product { rows: n, depth, columns, a, a_row: place.stride, a_depth: 1, b, b_depth, c, c_row, start, finish }.compute(isa);
-                if index < last {
-                    clear_behind(&mut after[first * places[index + 1].stride..], places[index + 1].stride, columns, n);
-                }
-            }
-            unpad(scratch, stride, &mut out[first * output..(first + n) * output], output);
-            first += n;
+        tangent.layout(trace, rows.clone(), output);
+        let Tangent { activations: changes, places, output: out, scratch, .. } = tangent;
+        let stride = trace.scratch_stride;
+        pad(direction, input, changes, places[0].stride);
+        clear_behind(changes, places[0].stride, input, n);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let (depth, columns) = (layer.input, layer.output);
+            let (b, b_depth) = (&self.parameters[layer.offset..layer.bias()], layer.stride());
+            let Some(next) = places.get(index + 1) else {
+                let (a, a_row, c, start, finish) = (&changes[places[index].offset..], places[index].stride, &mut scratch[..], Start::Zero, Finish::Store);
+                Product { rows: n, depth, columns, a, a_row, a_depth: 1, b, b_depth, c, c_row: stride, start, finish }.compute(isa);
+                continue;
+            };
+            let (before, c) = changes.split_at_mut(next.offset);
+            let (a, a_row, c_row) = (&before[places[index].offset..], places[index].stride, next.stride);
+            let h = &trace.activations[trace.places[index + 1].of(rows.start)..];
+            let (start, finish) = (Start::Zero, self.activation().derivative(h, next.stride));
+            Product { rows: n, depth, columns, a, a_row, a_depth: 1, b, b_depth, c, c_row, start, finish }.compute(isa);
+            clear_behind(c, next.stride, columns, n);
         }
+        unpad(scratch, stride, out, output);
     }
 
     /// Changes of the gradients of a loss along the direction of the last [`Mlp::forward_tangent`]. `d_out` `[rows, output]` is the
@@ -101,68 +107,61 @@ impl Mlp {
         d_out: &[f32],
         d_out_change: &[f32],
         gradient: &mut [f32],
-        mut d_input: Option<&mut [f32]>,
+        d_input: Option<&mut [f32]>,
     ) {
-        let (input, output, rows) = (self.input(), self.output(), trace.rows());
-        assert!(trace.layers == self.layers, "Mlp::backward_tangent on the trace of another network");
-        assert!(d_out.len() == rows * output && d_out_change.len() == d_out.len(), "d_out of Mlp::backward_tangent");
+        let (input, output, n) = (self.input(), self.output(), tangent.rows.len());
+        assert!(trace.layers == self.layers && tangent.rows.end <= trace.rows(), "Mlp::backward_tangent on the trace of another network");
+        assert!(tangent.output.len() == n * output, "Mlp::backward_tangent without Mlp::forward_tangent");
+        assert!(d_out.len() == n * output && d_out_change.len() == d_out.len(), "d_out of Mlp::backward_tangent");
         assert!(gradient.len() == self.n_parameters(), "gradient of Mlp::backward_tangent");
-        assert!(d_input.as_ref().is_none_or(|d| d.len() == rows * input), "d_input of Mlp::backward_tangent");
-        assert!(tangent.output.len() == rows * output, "Mlp::backward_tangent without Mlp::forward_tangent");
+        assert!(d_input.as_ref().is_none_or(|d| d.len() == n * input), "d_input of Mlp::backward_tangent");
         let isa = isa();
         let transposes = self.transposes();
-        let Trace { activations, places, scratch_stride, .. } = trace;
-        let stride = *scratch_stride;
+        let Tangent { rows, activations: changes, places, scratch, transposed, .. } = tangent;
+        let stride = trace.scratch_stride;
         let last = self.layers.len() - 1;
         let top = self.layers[last];
         let top_stride = places[last].stride;
         let is_transposed = output <= FEW_OUTPUTS;
-        let Tangent { activations: changes, scratch, transposed, .. } = tangent;
         transposed.grow(FEW_OUTPUTS * top_stride);
         transposed.fill(0.0);
-        let size = rows.min(ROW_BLOCK) * stride;
+        let size = n * stride;
         let (above, below) = scratch[..4 * size].split_at_mut(2 * size);
         // The derivative and its change, of the layer above and of the layer below.
         let (mut above, mut below) = (above.split_at_mut(size), below.split_at_mut(size));
-        let mut first = 0;
-        while first < rows {
-            let n = (rows - first).min(ROW_BLOCK);
-            let of_block = first * output..(first + n) * output;
-            pad(&d_out[of_block.clone()], output, above.0, stride);
-            pad(&d_out_change[of_block], output, above.1, stride);
-            for (index, layer) in self.layers.iter().enumerate().rev() {
-                let place = places[index];
-                let (h, change) = (&activations[place.of(first)..], &changes[place.of(first)..]);
-                for (h, d) in [(change, &*above.0), (h, &*above.1)] {
-                    let (start, finish) = (Start::Accumulate, Finish::Store);
-                    let (inputs, derivatives) = ((h, place.stride), (d, stride));
-                    let (rows, columns, (a, a_depth), (b, b_depth), c, c_row) = if index == last && is_transposed {
-                        (output, layer.input + 1, derivatives, inputs, &mut transposed[..], top_stride)
-                    } else {
-                        (layer.input + 1, layer.output, inputs, derivatives, &mut gradient[layer.offset..layer.end()], layer.stride())
-                    };
-                    Product { rows, depth: n, columns, a, a_row: 1, a_depth, b, b_depth, c, c_row, start, finish }.compute(isa);
-                }
-                if index == 0 && d_input.is_none() {
-                    break;
-                }
-                let (b, b_depth) = (&transposes[layer.transpose..], layer.transpose_stride());
-                for (a, c) in [(&*above.0, &mut *below.0), (&*above.1, &mut *below.1)] {
-                    let (depth, columns, c_row, start, finish) = (layer.output, layer.input, stride, Start::Zero, Finish::Store);
-                    Product { rows: n, depth, columns, a, a_row: stride, a_depth: 1, b, b_depth, c, c_row, start, finish }.compute(isa);
-                }
-                if index > 0 {
-                    let (d, d_change) = (&mut *below.0, &mut *below.1);
-                    let wide = whole_groups(layer.input);
-                    let bend = self.activation().bend();
-                    dispatch(isa, Chain { bend, n, wide, h, change, h_row: place.stride, d, d_change, d_row: stride });
-                }
-                std::mem::swap(&mut above, &mut below);
+        pad(d_out, output, above.0, stride);
+        pad(d_out_change, output, above.1, stride);
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            let h_row = places[index].stride;
+            let h = &trace.activations[trace.places[index].of(rows.start)..];
+            let change = &changes[places[index].offset..];
+            for (h, d) in [(change, &*above.0), (h, &*above.1)] {
+                let (start, finish) = (Start::Accumulate, Finish::Store);
+                let (inputs, derivatives) = ((h, h_row), (d, stride));
+                let (rows, columns, (a, a_depth), (b, b_depth), c, c_row) = if index == last && is_transposed {
+                    (output, layer.input + 1, derivatives, inputs, &mut transposed[..], top_stride)
+                } else {
+                    (layer.input + 1, layer.output, inputs, derivatives, &mut gradient[layer.offset..layer.end()], layer.stride())
+                };
+                Product { rows, depth: n, columns, a, a_row: 1, a_depth, b, b_depth, c, c_row, start, finish }.compute(isa);
             }
-            if let Some(d_input) = d_input.as_deref_mut() {
-                unpad(above.1, stride, &mut d_input[first * input..(first + n) * input], input);
+            if index == 0 && d_input.is_none() {
+                break;
             }
-            first += n;
+            let (b, b_depth) = (&transposes[layer.transpose..], layer.transpose_stride());
+            for (a, c) in [(&*above.0, &mut *below.0), (&*above.1, &mut *below.1)] {
+                let (depth, columns, c_row, start, finish) = (layer.output, layer.input, stride, Start::Zero, Finish::Store);
+                Product { rows: n, depth, columns, a, a_row: stride, a_depth: 1, b, b_depth, c, c_row, start, finish }.compute(isa);
+            }
+            if index > 0 {
+                let (d, d_change) = (&mut *below.0, &mut *below.1);
+                let (bend, wide) = (self.activation().bend(), whole_groups(layer.input));
+                dispatch(isa, Chain { bend, n, wide, h, change, h_row, d, d_change, d_row: stride });
+            }
+            std::mem::swap(&mut above, &mut below);
+        }
+        if let Some(d_input) = d_input {
+            unpad(above.1, stride, d_input, input);
         }
         if is_transposed {
             for (i, row) in gradient[top.offset..top.end()].chunks_exact_mut(top.stride()).enumerate() {
@@ -328,15 +327,21 @@ mod tests {
             // The rooms are used a second time, after a network of other widths.
             let other = Mlp::new(7, &[33], 11, activation, 1.4, 1.0, &mut Rng::from_seed(1)).unwrap();
             other.forward_train(&[1.0; 14], 2, &mut trace);
-            other.forward_tangent(&trace, &[1.0; 14], &mut tangent);
+            other.forward_tangent(&trace, 0..2, &[1.0; 14], &mut tangent);
             other.backward_tangent(&trace, &mut tangent, &[1.0; 22], &[1.0; 22], &mut vec![0.0; other.n_parameters()], None);
             net.forward_train(&x, rows, &mut trace);
-            net.forward_tangent(&trace, &direction, &mut tangent);
             let mut gradient = vec![0.0; net.n_parameters()];
-            let mut d_input = vec![0.0; rows * input];
-            net.backward_tangent(&trace, &mut tangent, &d_out, &d_out_change, &mut gradient, Some(&mut d_input));
-            let mut alone = vec![0.0; net.n_parameters()];
-            net.backward_tangent(&trace, &mut tangent, &d_out, &d_out_change, &mut alone, None);
+            let mut alone = gradient.clone();
+            let (mut d_input, mut changes) = (vec![0.0; rows * input], Vec::new());
+            for first in (0..rows).step_by(50) {
+                let part = first..(first + 50).min(rows);
+                let (i, o) = (part.start * input..part.end * input, part.start * output..part.end * output);
+                net.forward_tangent(&trace, part, &direction[i.clone()], &mut tangent);
+                changes.extend_from_slice(tangent.output());
+                let (d_out, d_out_change) = (&d_out[o.clone()], &d_out_change[o]);
+                net.backward_tangent(&trace, &mut tangent, d_out, d_out_change, &mut gradient, Some(&mut d_input[i]));
+                net.backward_tangent(&trace, &mut tangent, d_out, d_out_change, &mut alone, None);
+            }
             prop_assert_eq!(&alone, &gradient);
 
             let double = Double::of(&net);
@@ -356,7 +361,7 @@ mod tests {
                 sums.1.iter_mut().zip(up_weights.iter().zip(&down_weights)).for_each(|(s, (u, d))| *s += (u - d) / (2.0 * h));
                 sums.2.extend(up_input.iter().zip(&down_input).map(|(u, d)| (u - d) / (2.0 * h)));
             }
-            close(tangent.output(), &sums.0)?;
+            close(&changes, &sums.0)?;
             close(&weights_of(&net, &gradient), &sums.1)?;
             close(&d_input, &sums.2)?;
             // The padding of the gradient stays zero.

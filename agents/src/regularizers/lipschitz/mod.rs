@@ -466,38 +466,45 @@ struct PolicyDistances<'a> {
 }
 
 impl Distances<f32> for PolicyDistances<'_> {
-    fn products(&mut self, step: usize, offsets: &[f32], along: &[f32], curvature: Option<&mut [f32]>) {
+    fn products(&mut self, step: usize, offsets: &[f32], along: &[f32], mut curvature: Option<&mut [f32]>) {
         let Self { net, observed, distance, leader } = self;
-        let (rows, width, features) = (observed.rows, net.input(), observed.unit.len());
-        leader.perturbed.resize(rows * width, 0.0);
-        leader.direction.resize(rows * width, 0.0);
-        leader.d_input.resize(rows * width, 0.0);
-        place(observed, width, offsets, &mut leader.perturbed);
-        let trace = if step == 0 {
-            &leader.start
-        } else {
-            net.forward_train(&leader.perturbed, rows, &mut leader.trace);
-            &leader.trace
-        };
-        for (direction, along) in leader.direction.chunks_exact_mut(width).zip(along.chunks_exact(features)) {
-            direction[..features].iter_mut().zip(observed.unit.iter().zip(along)).for_each(|(d, (unit, w))| *d = unit * w);
-            direction[features..].fill(0.0);
+        let (width, output, features) = (net.input(), net.output(), observed.unit.len());
+        if step > 0 {
+            leader.perturbed.resize(observed.rows * width, 0.0);
+            place(observed, width, offsets, &mut leader.perturbed);
+            net.forward_train(&leader.perturbed, observed.rows, &mut leader.trace);
         }
-        if let Some(limit) = observed.limit {
-            let at_limit = leader.direction.iter_mut().zip(&leader.perturbed).filter(|(_, x)| x.abs() >= limit);
-            at_limit.for_each(|(d, _)| *d = 0.0);
-        }
-        net.forward_tangent(trace, &leader.direction, &mut leader.tangent);
-        let (divergence, clean) = (&mut leader.divergence, observed.outputs);
-        observed.head.divergence_tangent(*distance, trace.output(), clean, leader.tangent.output(), rows, divergence);
-        for (to, from) in [(&mut leader.outputs, &divergence.d_clean_change), (&mut leader.log_std, &divergence.d_log_std_change)] {
-            to.iter_mut().zip(from).for_each(|(t, f)| *t += f);
-        }
-        let (d_out, d_out_change) = (&divergence.d_perturbed, &divergence.d_perturbed_change);
-        let d_input = curvature.is_some().then_some(&mut *leader.d_input);
-        net.backward_tangent(trace, &mut leader.tangent, d_out, d_out_change, &mut leader.weights, d_input);
-        if let Some(curvature) = curvature {
-            slopes(observed, width, &leader.perturbed, &leader.d_input, curvature);
+        let trace = if step == 0 { &leader.start } else { &leader.trace };
+        for first in (0..observed.rows).step_by(ROWS_AT_ONCE) {
+            let rows = first..(first + ROWS_AT_ONCE).min(observed.rows);
+            let n = rows.len();
+            let of = |width: usize| rows.start * width..rows.end * width;
+            let (inputs, outputs) = (&observed.inputs[of(width)], &observed.outputs[of(output)]);
+            let part = Observed { rows: n, inputs, outputs, ..**observed };
+            leader.perturbed.resize(n * width, 0.0);
+            leader.direction.resize(n * width, 0.0);
+            leader.d_input.resize(n * width, 0.0);
+            place(&part, width, &offsets[of(features)], &mut leader.perturbed);
+            for (direction, along) in leader.direction.chunks_exact_mut(width).zip(along[of(features)].chunks_exact(features)) {
+                direction[..features].iter_mut().zip(part.unit.iter().zip(along)).for_each(|(d, (unit, w))| *d = unit * w);
+                direction[features..].fill(0.0);
+            }
+            if let Some(limit) = part.limit {
+                let at_limit = leader.direction.iter_mut().zip(&leader.perturbed).filter(|(_, x)| x.abs() >= limit);
+                at_limit.for_each(|(d, _)| *d = 0.0);
+            }
+            net.forward_tangent(trace, rows.clone(), &leader.direction, &mut leader.tangent);
+            let divergence = &mut leader.divergence;
+            let perturbed = &trace.output()[of(output)];
+            part.head.divergence_tangent(*distance, perturbed, outputs, leader.tangent.output(), n, divergence);
+            leader.outputs[of(output)].iter_mut().zip(&divergence.d_clean_change).for_each(|(t, f)| *t += f);
+            leader.log_std.iter_mut().zip(&divergence.d_log_std_change).for_each(|(t, f)| *t += f);
+            let (d_out, d_out_change) = (&divergence.d_perturbed, &divergence.d_perturbed_change);
+            let d_input = curvature.is_some().then_some(&mut *leader.d_input);
+            net.backward_tangent(trace, &mut leader.tangent, d_out, d_out_change, &mut leader.weights, d_input);
+            if let Some(curvature) = curvature.as_deref_mut() {
+                slopes(&part, width, &leader.perturbed, &leader.d_input, &mut curvature[of(features)]);
+            }
         }
     }
 }
@@ -539,6 +546,9 @@ fn copy_into(from: &[f32], to: &mut Vec<f32>) {
 /// Deviation of the directions of [`LipschitzRegularizer::gradient_penalty`]: small against the curvature of a network of scaled
 /// features, large against single precision.
 const SLOPE_STEP: f32 = 0.01;
+
+/// Rows whose second-order products are computed together, so that they stay in the cache.
+const ROWS_AT_ONCE: usize = 96;
 
 /// Numbers in [`LipschitzRegularizer::starts`].
 const N_STARTS: usize = 1 << 14;
