@@ -13,8 +13,6 @@
 //!
 //! Source: Pearlmutter 1994, "Fast exact multiplication by the Hessian".
 
-use std::ops::Range;
-
 use super::activation::Bend;
 use super::kernel::aligned::Aligned;
 use super::kernel::isa;
@@ -22,11 +20,10 @@ use super::kernel::lane::{Lane, Vectorised, dispatch};
 use super::kernel::tile::{Finish, Product, Start, whole_groups};
 use super::mlp::{FEW_OUTPUTS, Mlp, Place, Trace, pad, unpad};
 
-/// Changes of the activations of some rows of a [`Trace`], kept by [`Mlp::forward_tangent`] for [`Mlp::backward_tangent`].
+/// Changes of the activations of a [`Trace`], kept by [`Mlp::forward_tangent`] for [`Mlp::backward_tangent`].
 #[derive(Debug, Default, Clone)]
 pub struct Tangent {
-    /// The rows.
-    rows: Range<usize>,
+    rows: usize,
     /// Changes of the inputs of each layer, each row as the trace has it.
     activations: Aligned,
     places: Vec<Place>,
@@ -42,34 +39,32 @@ impl Tangent {
         &self.output
     }
 
-    /// Makes room for `n` rows.
-    fn layout(&mut self, trace: &Trace, rows: Range<usize>, output: usize) {
-        let n = rows.len();
+    fn layout(&mut self, trace: &Trace, output: usize) {
+        self.rows = trace.rows();
         self.places.clear();
         let mut offset = 0;
         for place in &trace.places {
             self.places.push(Place { offset, stride: place.stride });
-            offset += n * place.stride;
+            offset += self.rows * place.stride;
         }
         self.activations.grow(offset);
-        self.scratch.grow(4 * n * trace.scratch_stride);
-        self.output.resize(n * output, 0.0);
-        self.rows = rows;
+        self.scratch.grow(4 * self.rows * trace.scratch_stride);
+        self.output.resize(self.rows * output, 0.0);
     }
 }
 
 impl Mlp {
-    /// Changes of the outputs of `rows` of the last [`Mlp::forward_train`] on `trace` along `direction` `[rows, input]`, a change of
-    /// their inputs, kept in `tangent`. A few hundred rows at a time stay in the cache.
+    /// Changes of the outputs of the last [`Mlp::forward_train`] on `trace` along `direction` `[rows, input]`, a change of the
+    /// inputs, kept in `tangent`. A few hundred rows at a time stay in the cache.
     ///
     /// # Panics
-    /// If `direction` does not have exactly its shape, the trace has not these rows or is of a network of other widths.
-    pub fn forward_tangent(&self, trace: &Trace, rows: Range<usize>, direction: &[f32], tangent: &mut Tangent) {
-        let (input, output, n) = (self.input(), self.output(), rows.len());
-        assert!(trace.layers == self.layers && rows.end <= trace.rows(), "Mlp::forward_tangent on the trace of another network");
+    /// If `direction` does not have exactly its shape, or `trace` is of a network of other widths.
+    pub fn forward_tangent(&self, trace: &Trace, direction: &[f32], tangent: &mut Tangent) {
+        let (input, output, n) = (self.input(), self.output(), trace.rows());
+        assert!(trace.layers == self.layers, "Mlp::forward_tangent on the trace of another network");
         assert_eq!(direction.len(), n * input, "direction of Mlp::forward_tangent");
         let isa = isa();
-        tangent.layout(trace, rows.clone(), output);
+        tangent.layout(trace, output);
         let Tangent { activations: changes, places, output: out, scratch, .. } = tangent;
         let stride = trace.scratch_stride;
         pad(direction, input, changes, places[0].stride);
@@ -84,7 +79,7 @@ impl Mlp {
             };
             let (before, c) = changes.split_at_mut(next.offset);
             let (a, a_row, c_row) = (&before[places[index].offset..], places[index].stride, next.stride);
-            let h = &trace.activations[trace.places[index + 1].of(rows.start)..];
+            let h = &trace.activations[trace.places[index + 1].offset..];
             let (start, finish) = (Start::Zero, self.activation().derivative(h, next.stride));
             Product { rows: n, depth, columns, a, a_row, a_depth: 1, b, b_depth, c, c_row, start, finish }.compute(isa);
             clear_behind(c, next.stride, columns, n);
@@ -109,15 +104,15 @@ impl Mlp {
         gradient: &mut [f32],
         d_input: Option<&mut [f32]>,
     ) {
-        let (input, output, n) = (self.input(), self.output(), tangent.rows.len());
-        assert!(trace.layers == self.layers && tangent.rows.end <= trace.rows(), "Mlp::backward_tangent on the trace of another network");
+        let (input, output, n) = (self.input(), self.output(), tangent.rows);
+        assert!(trace.layers == self.layers && n == trace.rows(), "Mlp::backward_tangent on the trace of another network");
         assert!(tangent.output.len() == n * output, "Mlp::backward_tangent without Mlp::forward_tangent");
         assert!(d_out.len() == n * output && d_out_change.len() == d_out.len(), "d_out of Mlp::backward_tangent");
         assert!(gradient.len() == self.n_parameters(), "gradient of Mlp::backward_tangent");
         assert!(d_input.as_ref().is_none_or(|d| d.len() == n * input), "d_input of Mlp::backward_tangent");
         let isa = isa();
         let transposes = self.transposes();
-        let Tangent { rows, activations: changes, places, scratch, transposed, .. } = tangent;
+        let Tangent { activations: changes, places, scratch, transposed, .. } = tangent;
         let stride = trace.scratch_stride;
         let last = self.layers.len() - 1;
         let top = self.layers[last];
@@ -133,7 +128,7 @@ impl Mlp {
         pad(d_out_change, output, above.1, stride);
         for (index, layer) in self.layers.iter().enumerate().rev() {
             let h_row = places[index].stride;
-            let h = &trace.activations[trace.places[index].of(rows.start)..];
+            let h = &trace.activations[trace.places[index].offset..];
             let change = &changes[places[index].offset..];
             for (h, d) in [(change, &*above.0), (h, &*above.1)] {
                 let (start, finish) = (Start::Accumulate, Finish::Store);
@@ -327,21 +322,14 @@ mod tests {
             // The rooms are used a second time, after a network of other widths.
             let other = Mlp::new(7, &[33], 11, activation, 1.4, 1.0, &mut Rng::from_seed(1)).unwrap();
             other.forward_train(&[1.0; 14], 2, &mut trace);
-            other.forward_tangent(&trace, 0..2, &[1.0; 14], &mut tangent);
+            other.forward_tangent(&trace, &[1.0; 14], &mut tangent);
             other.backward_tangent(&trace, &mut tangent, &[1.0; 22], &[1.0; 22], &mut vec![0.0; other.n_parameters()], None);
             net.forward_train(&x, rows, &mut trace);
+            net.forward_tangent(&trace, &direction, &mut tangent);
             let mut gradient = vec![0.0; net.n_parameters()];
-            let mut alone = gradient.clone();
-            let (mut d_input, mut changes) = (vec![0.0; rows * input], Vec::new());
-            for first in (0..rows).step_by(50) {
-                let part = first..(first + 50).min(rows);
-                let (i, o) = (part.start * input..part.end * input, part.start * output..part.end * output);
-                net.forward_tangent(&trace, part, &direction[i.clone()], &mut tangent);
-                changes.extend_from_slice(tangent.output());
-                let (d_out, d_out_change) = (&d_out[o.clone()], &d_out_change[o]);
-                net.backward_tangent(&trace, &mut tangent, d_out, d_out_change, &mut gradient, Some(&mut d_input[i]));
-                net.backward_tangent(&trace, &mut tangent, d_out, d_out_change, &mut alone, None);
-            }
+            let (mut alone, mut d_input) = (gradient.clone(), vec![0.0; rows * input]);
+            net.backward_tangent(&trace, &mut tangent, &d_out, &d_out_change, &mut gradient, Some(&mut d_input));
+            net.backward_tangent(&trace, &mut tangent, &d_out, &d_out_change, &mut alone, None);
             prop_assert_eq!(&alone, &gradient);
 
             let double = Double::of(&net);
@@ -361,7 +349,7 @@ mod tests {
                 sums.1.iter_mut().zip(up_weights.iter().zip(&down_weights)).for_each(|(s, (u, d))| *s += (u - d) / (2.0 * h));
                 sums.2.extend(up_input.iter().zip(&down_input).map(|(u, d)| (u - d) / (2.0 * h)));
             }
-            close(&changes, &sums.0)?;
+            close(tangent.output(), &sums.0)?;
             close(&weights_of(&net, &gradient), &sums.1)?;
             close(&d_input, &sums.2)?;
             // The padding of the gradient stays zero.

@@ -12,6 +12,8 @@ pub mod spectral;
 mod stackelberg;
 pub mod value_attack;
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use steadfast_envs::Rng;
 
@@ -105,6 +107,14 @@ pub struct Observed<'a> {
     pub outputs: &'a [f32],
     /// What the outputs mean.
     pub head: &'a PolicyHead,
+}
+
+impl Observed<'_> {
+    /// Some of the samples.
+    pub(crate) fn part(&self, rows: Range<usize>, net: &Mlp) -> Self {
+        let of = |width: usize| rows.start * width..rows.end * width;
+        Self { rows: rows.len(), inputs: &self.inputs[of(net.input())], outputs: &self.outputs[of(net.output())], ..*self }
+    }
 }
 
 /// Where a penalty adds its gradients, all times its weight.

@@ -111,6 +111,16 @@ struct LeaderTerm {
     room: Room<f32>,
 }
 
+impl LeaderTerm {
+    /// Makes room for the gradients of a minibatch, all zero.
+    fn clear(&mut self, outputs: usize, weights: usize, log_std: usize) {
+        for (room, length) in [(&mut self.outputs, outputs), (&mut self.weights, weights), (&mut self.log_std, log_std)] {
+            room.clear();
+            room.resize(length, 0.0);
+        }
+    }
+}
+
 impl LipschitzRegularizer {
     /// The adversarial penalty.
     pub fn adversarial(config: &LipschitzConfig, mut rng: Rng) -> Self {
@@ -279,30 +289,22 @@ impl LipschitzRegularizer {
         }
     }
 
-    /// Computes the leader–follower term into `leader`; `d_input` holds the derivative of the weighted penalty with respect
-    /// to the perturbed inputs.
-    fn answer(&mut self, net: &Mlp, observed: &Observed<'_>) {
+    /// Adds the leader–follower term of some rows, whose outputs begin at `first` among all, to `leader`; `d_input` holds the derivative
+    /// of the weighted penalty with respect to their perturbed inputs.
+    fn answer(&mut self, net: &Mlp, part: &Observed<'_>, first: usize) {
         let Search::Ascent { direction, step_size, .. } = self.search else { return };
-        let distance = self.distance_of(observed);
+        let distance = self.distance_of(part);
         let (width, radius, leader) = (net.input(), self.radius, &mut self.leader);
-        for (room, length) in [
-            (&mut leader.outputs, observed.outputs.len()),
-            (&mut leader.weights, net.n_parameters()),
-            (&mut leader.log_std, observed.head.log_std().len()),
-        ] {
-            room.clear();
-            room.resize(length, 0.0);
-        }
         leader.derivative.resize(self.offset.len(), 0.0);
-        slopes(observed, width, &self.perturbed, &self.d_input, &mut leader.derivative);
+        slopes(part, width, &self.perturbed, &self.d_input, &mut leader.derivative);
         let ascent = Ascent { norm: self.norm, radius, direction, step_size };
         let (mut derivative, mut room) = (std::mem::take(&mut leader.derivative), std::mem::take(&mut leader.room));
-        let mut distances = PolicyDistances { net, observed, distance, leader };
-        stackelberg::interaction(&self.path, &ascent, observed.unit.len(), &mut derivative, &mut distances, &mut room);
+        let mut distances = PolicyDistances { net, part, first, distance, leader };
+        stackelberg::interaction(&self.path, &ascent, part.unit.len(), &mut derivative, &mut distances, &mut room);
         (leader.derivative, leader.room) = (derivative, room);
     }
 
-    /// Network inputs `[rows, input]` of the last penalty, perturbed.
+    /// Network inputs `[rows, input]` of the last penalty, perturbed; of its last rows, if there were many.
     pub fn perturbed(&self) -> &[f32] {
         &self.perturbed
     }
@@ -331,16 +333,6 @@ impl LipschitzRegularizer {
     fn distance_of(&self, observed: &Observed<'_>) -> Distance {
         self.distance.unwrap_or_else(|| observed.head.natural_distance())
     }
-
-    /// Mean length of the perturbations, of those that share a ball together, over the radius.
-    fn relative_norm(&self, rows: usize, ball: usize) -> f64 {
-        if self.radius == 0.0 || rows == 0 || !self.is_bounded {
-            return 0.0;
-        }
-        let balls = self.offset.chunks_exact(ball);
-        let n = balls.len() as f64;
-        balls.map(|u| f64::from(length(u, self.norm))).sum::<f64>() / n / f64::from(self.radius)
-    }
 }
 
 impl Regularizer for LipschitzRegularizer {
@@ -361,29 +353,47 @@ impl Regularizer for LipschitzRegularizer {
     ) -> Result<Penalty, AgentError> {
         let answers = self.gradient == Gradient::Stackelberg && self.interaction_weight > 0.0;
         let distance = self.distance_of(observed);
-        self.attack(net, observed, self.search, distance, answers);
-        let rows = observed.rows;
-        self.d_output.fill(0.0);
-        // The deviations belong to both outputs; with the clean one as a fixed target their two parts cancel.
-        let (d_clean, d_log_std) = match self.gradient {
-            Gradient::Detached | Gradient::Stackelberg => (Some(&mut *gradients.outputs), Some(&mut *gradients.log_std)),
-            Gradient::TargetClean => (None, None),
-        };
-        observed.head.divergence(
-            distance,
-            self.trace.output(),
-            observed.outputs,
-            rows,
-            (weight / rows as f64) as f32 * self.per_square,
-            &mut self.value,
-            Some(&mut self.d_output),
-            d_clean,
-            d_log_std,
-        );
-        let d_input = answers.then_some(&mut *self.d_input);
-        net.backward(&mut self.trace, &self.d_output, Some(&mut *gradients.weights), d_input);
+        let (rows, output) = (observed.rows, net.output());
+        let ball = observed.unit.len() * self.scope.rows_of_ball(observed.members);
         if answers {
-            self.answer(net, observed);
+            self.leader.clear(observed.outputs.len(), net.n_parameters(), observed.head.log_std().len());
+        }
+        let (mut total, mut lengths) = (0.0, 0.0);
+        // Samples of one moment stay together.
+        let at_once = (ROWS_AT_ONCE / observed.members).max(1) * observed.members;
+        for first in (0..rows).step_by(at_once) {
+            let part = observed.part(first..(first + at_once).min(rows), net);
+            self.attack(net, &part, self.search, distance, answers);
+            self.d_output.fill(0.0);
+            // The deviations belong to both outputs; with the clean one as a fixed target their two parts cancel.
+            let (d_clean, d_log_std) = match self.gradient {
+                Gradient::Detached | Gradient::Stackelberg => {
+                    (Some(&mut gradients.outputs[first * output..][..part.outputs.len()]), Some(&mut *gradients.log_std))
+                }
+                Gradient::TargetClean => (None, None),
+            };
+            observed.head.divergence(
+                distance,
+                self.trace.output(),
+                part.outputs,
+                part.rows,
+                (weight / rows as f64) as f32 * self.per_square,
+                &mut self.value,
+                Some(&mut self.d_output),
+                d_clean,
+                d_log_std,
+            );
+            let d_input = answers.then_some(&mut *self.d_input);
+            net.backward(&mut self.trace, &self.d_output, Some(&mut *gradients.weights), d_input);
+            if answers {
+                self.answer(net, &part, first * output);
+            }
+            total += self.value.iter().map(|v| f64::from(*v)).sum::<f64>();
+            if self.is_bounded && self.radius > 0.0 {
+                lengths += self.offset.chunks_exact(ball).map(|u| f64::from(length(u, self.norm))).sum::<f64>();
+            }
+        }
+        if answers {
             for (to, from) in [
                 (&mut *gradients.outputs, &self.leader.outputs),
                 (&mut *gradients.weights, &self.leader.weights),
@@ -392,9 +402,9 @@ impl Regularizer for LipschitzRegularizer {
                 to.iter_mut().zip(from).for_each(|(t, f)| *t += self.interaction_weight * f);
             }
         }
-        let total: f64 = self.value[..rows].iter().map(|v| f64::from(*v)).sum();
-        let value = f64::from(self.per_square) * total / rows as f64;
-        Ok(Penalty { value, relative_norm: self.relative_norm(rows, observed.unit.len() * self.scope.rows_of_ball(observed.members)) })
+        let balls = rows / self.scope.rows_of_ball(observed.members);
+        let relative_norm = if lengths > 0.0 { lengths / balls as f64 / f64::from(self.radius) } else { 0.0 };
+        Ok(Penalty { value: f64::from(self.per_square) * total / rows as f64, relative_norm })
     }
 
     fn needs_moments(&self) -> bool {
@@ -460,51 +470,45 @@ impl Regularizer for LipschitzRegularizer {
 /// Distances of a policy's outputs, as [`stackelberg::interaction`] asks for them.
 struct PolicyDistances<'a> {
     net: &'a Mlp,
-    observed: &'a Observed<'a>,
+    part: &'a Observed<'a>,
+    /// Where the outputs of the part begin among all.
+    first: usize,
     distance: Distance,
     leader: &'a mut LeaderTerm,
 }
 
 impl Distances<f32> for PolicyDistances<'_> {
-    fn products(&mut self, step: usize, offsets: &[f32], along: &[f32], mut curvature: Option<&mut [f32]>) {
-        let Self { net, observed, distance, leader } = self;
-        let (width, output, features) = (net.input(), net.output(), observed.unit.len());
-        if step > 0 {
-            leader.perturbed.resize(observed.rows * width, 0.0);
-            place(observed, width, offsets, &mut leader.perturbed);
-            net.forward_train(&leader.perturbed, observed.rows, &mut leader.trace);
+    fn products(&mut self, step: usize, offsets: &[f32], along: &[f32], curvature: Option<&mut [f32]>) {
+        let Self { net, part, first, distance, leader } = self;
+        let (rows, width, features) = (part.rows, net.input(), part.unit.len());
+        leader.perturbed.resize(rows * width, 0.0);
+        leader.direction.resize(rows * width, 0.0);
+        leader.d_input.resize(rows * width, 0.0);
+        place(part, width, offsets, &mut leader.perturbed);
+        let trace = if step == 0 {
+            &leader.start
+        } else {
+            net.forward_train(&leader.perturbed, rows, &mut leader.trace);
+            &leader.trace
+        };
+        for (direction, along) in leader.direction.chunks_exact_mut(width).zip(along.chunks_exact(features)) {
+            direction[..features].iter_mut().zip(part.unit.iter().zip(along)).for_each(|(d, (unit, w))| *d = unit * w);
+            direction[features..].fill(0.0);
         }
-        let trace = if step == 0 { &leader.start } else { &leader.trace };
-        for first in (0..observed.rows).step_by(ROWS_AT_ONCE) {
-            let rows = first..(first + ROWS_AT_ONCE).min(observed.rows);
-            let n = rows.len();
-            let of = |width: usize| rows.start * width..rows.end * width;
-            let (inputs, outputs) = (&observed.inputs[of(width)], &observed.outputs[of(output)]);
-            let part = Observed { rows: n, inputs, outputs, ..**observed };
-            leader.perturbed.resize(n * width, 0.0);
-            leader.direction.resize(n * width, 0.0);
-            leader.d_input.resize(n * width, 0.0);
-            place(&part, width, &offsets[of(features)], &mut leader.perturbed);
-            for (direction, along) in leader.direction.chunks_exact_mut(width).zip(along[of(features)].chunks_exact(features)) {
-                direction[..features].iter_mut().zip(part.unit.iter().zip(along)).for_each(|(d, (unit, w))| *d = unit * w);
-                direction[features..].fill(0.0);
-            }
-            if let Some(limit) = part.limit {
-                let at_limit = leader.direction.iter_mut().zip(&leader.perturbed).filter(|(_, x)| x.abs() >= limit);
-                at_limit.for_each(|(d, _)| *d = 0.0);
-            }
-            net.forward_tangent(trace, rows.clone(), &leader.direction, &mut leader.tangent);
-            let divergence = &mut leader.divergence;
-            let perturbed = &trace.output()[of(output)];
-            part.head.divergence_tangent(*distance, perturbed, outputs, leader.tangent.output(), n, divergence);
-            leader.outputs[of(output)].iter_mut().zip(&divergence.d_clean_change).for_each(|(t, f)| *t += f);
-            leader.log_std.iter_mut().zip(&divergence.d_log_std_change).for_each(|(t, f)| *t += f);
-            let (d_out, d_out_change) = (&divergence.d_perturbed, &divergence.d_perturbed_change);
-            let d_input = curvature.is_some().then_some(&mut *leader.d_input);
-            net.backward_tangent(trace, &mut leader.tangent, d_out, d_out_change, &mut leader.weights, d_input);
-            if let Some(curvature) = curvature.as_deref_mut() {
-                slopes(&part, width, &leader.perturbed, &leader.d_input, &mut curvature[of(features)]);
-            }
+        if let Some(limit) = part.limit {
+            let at_limit = leader.direction.iter_mut().zip(&leader.perturbed).filter(|(_, x)| x.abs() >= limit);
+            at_limit.for_each(|(d, _)| *d = 0.0);
+        }
+        net.forward_tangent(trace, &leader.direction, &mut leader.tangent);
+        let divergence = &mut leader.divergence;
+        part.head.divergence_tangent(*distance, trace.output(), part.outputs, leader.tangent.output(), rows, divergence);
+        leader.outputs[*first..].iter_mut().zip(&divergence.d_clean_change).for_each(|(t, f)| *t += f);
+        leader.log_std.iter_mut().zip(&divergence.d_log_std_change).for_each(|(t, f)| *t += f);
+        let (d_out, d_out_change) = (&divergence.d_perturbed, &divergence.d_perturbed_change);
+        let d_input = curvature.is_some().then_some(&mut *leader.d_input);
+        net.backward_tangent(trace, &mut leader.tangent, d_out, d_out_change, &mut leader.weights, d_input);
+        if let Some(curvature) = curvature {
+            slopes(part, width, &leader.perturbed, &leader.d_input, curvature);
         }
     }
 }
@@ -547,8 +551,8 @@ fn copy_into(from: &[f32], to: &mut Vec<f32>) {
 /// features, large against single precision.
 const SLOPE_STEP: f32 = 0.01;
 
-/// Rows whose second-order products are computed together, so that they stay in the cache.
-const ROWS_AT_ONCE: usize = 96;
+/// About as many rows are attacked and penalised together, so that what is kept of them stays in the cache.
+const ROWS_AT_ONCE: usize = 192;
 
 /// Numbers in [`LipschitzRegularizer::starts`].
 const N_STARTS: usize = 1 << 14;
