@@ -198,6 +198,9 @@ pub struct SweepArgs {
     /// How actions are chosen; as the runs' configurations say if not given
     #[arg(long, value_enum, value_name = "MODE", requires = "axis")]
     pub mode: Option<Mode>,
+    /// Agents (a name or a group) that another run's policy plays, the same one against all; may be repeated
+    #[arg(long, value_name = "AGENTS=RUN", requires = "axis")]
+    pub opponent: Vec<String>,
     /// Name of the runs that the others are compared with; those without regulariser if not given
     #[arg(long, value_name = "NAME", requires = "axis")]
     pub baseline: Option<String>,
@@ -295,6 +298,7 @@ Examples:
   steadfast sweep runs/spread-* --axis observation_noise=0.1,0.2,0.4 --axis dynamics.mass=-0.5,1
   steadfast sweep runs/spread-* --axis '{ malicious_action = { count = 1 } }=0.25,0.5,1'
   steadfast sweep runs/spread-* --axis '{ learned_attacker = { count = 1, steps = 200000 } }=0.5,1'
+  steadfast sweep runs/tag-* --opponent agent=runs/reference --metric return_adversary --axis worst_agent=0.5,1
   steadfast sweep pendulum-learning-rate --dry-run
   steadfast sweep my-sweep.toml --jobs 4
   steadfast sweep sweeps/losses --report-only"#;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use steadfast_agents::AgentConfig;
-use steadfast_envs::{ActMode, Perturbed};
+use steadfast_envs::{ActMode, EnvSpec, Perturbed};
 use tracing::warn;
 
 use super::eval::find;
@@ -13,6 +13,7 @@ use crate::cli::{Mode, SweepArgs, TableFormat};
 use crate::config::report::suggest;
 use crate::experiment::robustness::axis::{Axis, Hardship};
 use crate::experiment::robustness::cell::{self, CELLS, Cell, Key, UNIFORM};
+use crate::experiment::robustness::cross_play::Opponent;
 use crate::experiment::robustness::evaluate::{self, Play, Trained};
 use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
 use crate::experiment::sweep::directory::claim;
@@ -38,6 +39,7 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     let trained: Vec<Trained> = data.iter().map(|run| open(&run.path)).collect::<Result<_>>()?;
     check(&trained, &axes)?;
     let world = trained[0].config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
+    let opponents: Vec<Opponent> = arguments.opponent.iter().map(|text| opponent(text, &trained[0], world.spec())).collect::<Result<_>>()?;
     let axes: Vec<Axis> = axes.into_iter().map(|axis| axis.in_world(world.spec())).collect();
     let names = cell::names(world.spec());
     if !names.contains(&arguments.metric) {
@@ -57,7 +59,7 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     let radii = arguments.lipschitz_radius.clone();
     let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode, radii };
     let jobs = super::sweep::jobs(arguments);
-    let cells = evaluate::cells(&directory, &trained, &axes, &play, jobs)?;
+    let cells = evaluate::cells(&directory, &trained, &opponents, &axes, &play, jobs)?;
     let environment = environments(&data);
     let report = Report::new(&methods, &axes, baseline, &cells, &arguments.metric, &environment);
     print(&write(&directory, &report, &methods, &axes, &cells, arguments, &environment)?)
@@ -75,6 +77,22 @@ fn open(path: &Path) -> Result<Trained> {
     // Policies are not trained on; a memory of past transitions would be held for every run.
     checkpoint.learner.arrays.retain(|name, _| !name.starts_with(steadfast_agents::replay::PREFIX));
     Ok(Trained { run: path.display().to_string(), config, checkpoint })
+}
+
+/// Agents of the world of `own` and the run that plays them, from `AGENTS=RUN`.
+fn opponent(text: &str, own: &Trained, spec: &EnvSpec) -> Result<Opponent> {
+    let Some((agents, run)) = text.split_once('=') else {
+        return Err(Failure::usage(format!("--opponent {text} names no run"), "an example: --opponent adversary=runs/reference"));
+    };
+    let opponent = Opponent { agents: agents.to_string(), trained: open(Path::new(run))? };
+    if opponent.trained.config.env != own.config.env {
+        return Err(Failure::usage(
+            format!("{run} and {} have different settings of `{}`", own.run, own.config.env.name()),
+            "opponents must come from the same world; the settings are in their config.toml",
+        ));
+    }
+    opponent.indices(spec)?;
+    Ok(opponent)
 }
 
 /// All runs must be of one world, and every axis must exist there.
@@ -177,8 +195,10 @@ fn write(
     picture(directory, "profile", [report.profile()].as_slice(), &mut pictures, &mut written)?;
     let command = command(arguments);
     let seeds: BTreeSet<&u64> = methods.iter().flat_map(|m| m.runs.keys()).collect();
+    let against: Vec<&str> = arguments.opponent.iter().map(String::as_str).collect();
+    let against = if against.is_empty() { String::new() } else { format!(" against {}", against.join(", ")) };
     let summary = format!(
-        "{} of {} methods in {environment} over {} training seeds; {} episodes per cell, the same ones for all (seed {}).",
+        "{} of {} methods in {environment}{against} over {} training seeds; {} episodes per cell, the same ones for all (seed {}).",
         arguments.metric,
         methods.len(),
         seeds.len(),
@@ -239,6 +259,7 @@ fn command(arguments: &SweepArgs) -> String {
         Some(Mode::Sample) => words.push("--mode sample".to_string()),
         None => {}
     }
+    words.extend(arguments.opponent.iter().map(|opponent| format!("--opponent {}", quoted(opponent))));
     let radii: Vec<String> = arguments.lipschitz_radius.iter().map(ToString::to_string).collect();
     words.push(format!("--lipschitz-radius {}", radii.join(",")));
     words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));

@@ -178,6 +178,47 @@ fn the_numbers_are_those_of_an_evaluation_by_hand() {
     }
 }
 
+#[test]
+fn opponents_are_played_by_the_run_that_is_named() {
+    let place = Place::new();
+    for seed in ["1", "2"] {
+        let (run, seed) = (format!("runs/{seed}"), format!("seed={seed}"));
+        let mut arguments = vec!["train", TINY, "env=simple_adversary", "regularizer=none", &seed, "--output", &run];
+        arguments.extend(BASE);
+        place.succeed(&arguments);
+    }
+    let noise = "{ observation_noise = { agents = [\"agent\"] } }=0.5";
+    let returns = |run: &str, rest: &[&str]| {
+        let arguments = ["sweep", run, "--axis", noise, "--episodes", "8"];
+        place.succeed(&arguments.into_iter().chain(rest.iter().copied()).collect::<Vec<_>>());
+        let bytes = place.read("sweeps/robustness/results.csv");
+        std::fs::remove_dir_all(place.path("sweeps")).unwrap();
+        let mut reader = csv::Reader::from_reader(bytes.as_slice());
+        let header = reader.headers().unwrap().clone();
+        let column = |name: &str| header.iter().position(|h| h == name);
+        let values = ["return_agent", "return_adversary"].map(|name| column(name).unwrap());
+        assert_eq!(column("opponents").is_some(), !rest.is_empty() && rest.contains(&"--opponent"));
+        let played = reader.records().map(Result::unwrap).filter(|r| &r[column("axis").unwrap()] != "lipschitz");
+        played.filter(|r| !r[0].starts_with("uniform")).map(|r| values.map(|v| r[v].parse::<f64>().unwrap())).collect::<Vec<_>>()
+    };
+    for mode in ["greedy", "sample"] {
+        let alone = returns("runs/1", &["--mode", mode]);
+        assert_eq!(alone.len(), 2);
+        // Its own adversaries by name: nothing changes.
+        assert_eq!(returns("runs/1", &["--mode", mode, "--opponent", "adversary=runs/1"]), alone);
+        // Either of the two may be called the opponent.
+        let crossed = returns("runs/1", &["--mode", mode, "--opponent", "adversary=runs/2"]);
+        assert_ne!(crossed, alone);
+        assert_eq!(returns("runs/2", &["--mode", mode, "--opponent", "agent=runs/1"]), crossed);
+    }
+    let message = place.fail(2, &["sweep", "runs/1", "--axis", noise, "--opponent", "wolf=runs/2"]);
+    assert!(message.contains("no such agent or group") && message.contains("group adversary"), "{message}");
+    let message = place.fail(2, &["sweep", "runs/1", "--axis", noise, "--opponent", "adversary"]);
+    assert!(message.contains("names no run"), "{message}");
+    let message = place.fail(1, &["sweep", "runs/1", "--axis", noise, "--opponent", "adversary=runs/3"]);
+    assert!(message.contains("runs/3"), "{message}");
+}
+
 /// A field of a Parquet file as CSV has it.
 fn in_csv(field: &Field) -> String {
     match field {

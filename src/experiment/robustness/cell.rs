@@ -31,6 +31,8 @@ pub struct Key {
     pub seed: u64,
     /// Number of episodes.
     pub episodes: usize,
+    /// Who plays which of the other agents; empty if all follow the run's policy.
+    pub opponents: String,
 }
 
 /// What stands for the run where actions are random.
@@ -40,7 +42,7 @@ const UNIFORM_POLICY: &str = "world-";
 
 impl Key {
     /// The cell of random actions in the world whose settings have this checksum.
-    pub fn uniform(world: u32, seed: u64, episodes: usize) -> Self {
+    pub fn uniform(world: u32, seed: u64, episodes: usize, opponents: String) -> Self {
         Self {
             run: UNIFORM.to_string(),
             step: 0,
@@ -50,6 +52,7 @@ impl Key {
             mode: "sample".to_string(),
             seed,
             episodes,
+            opponents,
         }
     }
 
@@ -142,7 +145,9 @@ pub fn scores(spec: &EnvSpec, episodes: &EpisodeLog) -> BTreeMap<String, Score> 
     readers(spec).into_iter().map(|(name, read)| (name, Score::of(episodes.iter().map(|e| read(&e)).collect()))).collect()
 }
 
-const KEY_COLUMNS: [&str; 8] = ["run", "step", "policy", "axis", "level", "mode", "seed", "episodes"];
+const KEY_COLUMNS: [&str; 9] = ["run", "step", "policy", "axis", "level", "mode", "seed", "episodes", OPPONENTS];
+/// The column that logs from before cross-play lack.
+const OPPONENTS: &str = "opponents";
 const WORST: &str = "_worst_decile";
 
 /// Columns of a log of cells besides those of the key.
@@ -173,9 +178,9 @@ impl Columns {
 
 /// The fields of a cell under the header of its log.
 pub fn record(cell: &Cell, columns: &Columns) -> Vec<String> {
-    let Key { run, step, policy, axis, level, mode, seed, episodes } = &cell.key;
-    let key =
-        [run.clone(), step.to_string(), policy.clone(), axis.clone(), level.clone(), mode.clone(), seed.to_string(), episodes.to_string()];
+    let Key { run, step, policy, axis, level, mode, seed, episodes, opponents } = &cell.key;
+    let (step, seed, episodes) = (step.to_string(), seed.to_string(), episodes.to_string());
+    let key = [run, &step, policy, axis, level, mode, &seed, &episodes, opponents].map(Clone::clone);
     let text = |value: Option<f64>| value.map_or_else(String::new, |v| v.to_string());
     let scores = columns.scores.iter().flat_map(|name| {
         let score = cell.scores.get(name);
@@ -200,6 +205,9 @@ pub fn table<'a>(cells: &[Cell], owner: impl Fn(&Key) -> (&'a str, Option<u64>))
     table.push("mode", text(&|key| key.mode.clone()));
     table.push("seed", whole(&|key| Some(key.seed)));
     table.push("episodes", whole(&|key| Some(key.episodes as u64)));
+    if cells.iter().any(|cell| !cell.key.opponents.is_empty()) {
+        table.push(OPPONENTS, text(&|key| key.opponents.clone()));
+    }
     let scores = |cell: &Cell| -> BTreeMap<String, f64> {
         let both = |(name, score): (&String, &Score)| [(name.clone(), score.mean), (format!("{name}{WORST}"), score.worst_decile)];
         cell.scores.iter().flat_map(both).chain(cell.numbers.clone()).collect()
@@ -258,6 +266,7 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
             mode: field("mode")?.to_string(),
             seed: number("seed")?,
             episodes: number("episodes")? as usize,
+            opponents: fields.get(OPPONENTS).copied().unwrap_or_default().to_string(),
         };
         cells.push(Cell { key, scores, numbers });
     }
@@ -280,6 +289,7 @@ mod tests {
             mode: "greedy".to_string(),
             seed: 3,
             episodes: 20,
+            opponents: if level == "0" { String::new() } else { "adversary=0a1b2c3d".to_string() },
         };
         let scores = [("return_agent_mean", -1.5), ("metric_x", 0.1 + 0.2)];
         let scores = scores.map(|(n, v)| (n.to_string(), Score { mean: v, worst_decile: v - 1.0 })).into();

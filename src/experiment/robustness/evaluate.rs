@@ -10,6 +10,7 @@ use steadfast_envs::{ActMode, EnvConfig, EnvSpec, ObservationBatch, Perturbation
 use super::attacker::{Attacker, LearnedAttackerConfig};
 use super::axis::{Axis, Hardship, Target};
 use super::cell::{self, CELLS, Cell, Columns, Key, LIPSCHITZ, LIPSCHITZ_BOUNDS};
+use super::cross_play::{Opponent, Opponents, fingerprint};
 use super::recovery::recovery;
 use crate::config::ExperimentConfig;
 use crate::experiment::build::{self, Ground};
@@ -61,7 +62,10 @@ impl Trained {
     }
 
     /// The learner as it was saved, for worlds of `config`, which may differ from the run's own in what is evaluated.
-    fn learner(&self, config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Result<Box<dyn Learner>> {
+    ///
+    /// # Errors
+    /// [`Failure::Run`] naming the run if it cannot be restored.
+    pub fn learner(&self, config: &ExperimentConfig, ground: &Ground, spec: &EnvSpec) -> Result<Box<dyn Learner>> {
         let mut learner = build::learner(config, ground, spec).map_err(|e| Failure::caused("cannot build the learner", e))?;
         let fits = learner.load_policy(&self.checkpoint.learner);
         fits.map_err(|e| Failure::caused(format!("the checkpoint of {} does not fit its configuration", self.run), e))?;
@@ -113,11 +117,18 @@ struct Task<'a> {
 /// # Errors
 /// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
 /// log.
-pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: &Play, jobs: usize) -> Result<Vec<Cell>> {
+pub fn cells(
+    directory: &Path,
+    runs: &[Trained],
+    opponents: &[Opponent],
+    axes: &[Axis],
+    play: &Play,
+    jobs: usize,
+) -> Result<Vec<Cell>> {
     let Some(first) = runs.first() else { return Ok(Vec::new()) };
     let world = first.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
     let (known, mut writer) = Writer::open(&directory.join(CELLS), world.spec())?;
-    let tasks = tasks(runs, axes, play, world.spec())?;
+    let tasks = tasks(runs, &fingerprint(opponents), axes, play, world.spec())?;
     let mut done: BTreeMap<Key, Cell> = known.into_iter().map(|cell| (cell.key.clone(), cell)).collect();
     let pending: Vec<&Task<'_>> = tasks.iter().filter(|task| !done.contains_key(&task.key)).collect();
     if !pending.is_empty() {
@@ -132,7 +143,7 @@ pub fn cells(directory: &Path, runs: &[Trained], axes: &[Axis], play: &Play, job
         done.insert(task.key.clone(), cell);
         Ok(())
     };
-    in_parallel(&pending, jobs, |task| evaluate(directory, task), report)?;
+    in_parallel(&pending, jobs, |task| evaluate(directory, task, opponents), report)?;
     line.finish();
     Ok(tasks.iter().filter_map(|task| done.get(&task.key).cloned()).collect())
 }
@@ -143,10 +154,10 @@ fn in_words(key: &Key) -> String {
 
 /// Random actions in the unperturbed world, that world once per run with the bounds of its policy, then every axis at every
 /// level but 0.
-fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: &Play, spec: &EnvSpec) -> Result<Vec<Task<'a>>> {
+fn tasks<'a>(runs: &'a [Trained], opponents: &str, axes: &[Axis], play: &Play, spec: &EnvSpec) -> Result<Vec<Task<'a>>> {
     let mut tasks = Vec::new();
     if let Some(first) = runs.first() {
-        tasks.extend(uniform(&first.config, play, spec)?);
+        tasks.extend(uniform(&first.config, opponents, play, spec)?);
     }
     for trained in runs {
         let mode = play.mode.unwrap_or(trained.config.eval.mode);
@@ -163,6 +174,7 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: &Play, spec: &EnvSpec) ->
             .to_string(),
             seed: play.seed,
             episodes: play.episodes,
+            opponents: opponents.to_string(),
         };
         let player = Player::Trained(trained);
         tasks.push(Task { player, work: Work::Episodes(None), mode, key: key("none", 0.0) });
@@ -182,12 +194,12 @@ fn tasks<'a>(runs: &'a [Trained], axes: &[Axis], play: &Play, spec: &EnvSpec) ->
 }
 
 /// Random actions in the unperturbed world; nothing where actions have no uniform law.
-fn uniform<'a>(config: &'a ExperimentConfig, play: &Play, spec: &EnvSpec) -> Result<Option<Task<'a>>> {
+fn uniform<'a>(config: &'a ExperimentConfig, opponents: &str, play: &Play, spec: &EnvSpec) -> Result<Option<Task<'a>>> {
     if let Err(error) = UniformPolicy::new(spec) {
         tracing::warn!("there is no random policy to measure drops of return by: {error}");
         return Ok(None);
     }
-    let key = Key::uniform(checksum(&config.env)?, play.seed, play.episodes);
+    let key = Key::uniform(checksum(&config.env)?, play.seed, play.episodes, opponents.to_string());
     Ok(Some(Task { player: Player::Uniform(config), work: Work::Episodes(None), mode: ActMode::Sample, key }))
 }
 
@@ -203,11 +215,11 @@ const ATTACKERS: &str = "attackers";
 /// Name of the attacker of a policy: checksums of the policy, and of all else that its training depends on.
 fn attacker_name(key: &Key, settings: &LearnedAttackerConfig, env: &EnvConfig) -> Result<String> {
     let settings = toml::to_string(settings).map_err(|e| Failure::caused("cannot write down the settings of the attacker", e))?;
-    let rest = format!("{settings}{:08x} {}", checksum(env)?, key.mode);
+    let rest = format!("{settings}{:08x} {}{}", checksum(env)?, key.mode, key.opponents);
     Ok(format!("{}-{:08x}", key.policy, crc32c::crc32c(rest.as_bytes())))
 }
 
-fn evaluate(directory: &Path, task: &Task<'_>) -> Result<Cell> {
+fn evaluate(directory: &Path, task: &Task<'_>, opponents: &[Opponent]) -> Result<Cell> {
     // One thread of its own: a cell is small, and several run side by side.
     build::thread_pool(1)?.install(|| {
         let mut config = match task.player {
@@ -230,17 +242,18 @@ fn evaluate(directory: &Path, task: &Task<'_>) -> Result<Cell> {
         let spec = hard.spec().clone();
         let seeds = SeedTree::new(task.key.seed);
         let mut cell = Cell { key: task.key.clone(), scores: BTreeMap::new(), numbers: BTreeMap::new() };
+        let mut opponents = Opponents::restore(opponents, &spec)?;
         let trained = match task.player {
             Player::Trained(trained) => trained,
             Player::Uniform(_) => {
                 let mut policy = UniformPolicy::new(&spec).map_err(|e| Failure::caused("cannot act at random", e))?;
-                cell.scores = cell::scores(&spec, &hard.play(&mut policy)?);
+                cell.scores = cell::scores(&spec, &hard.play(&mut opponents.with(&mut policy))?);
                 return Ok(cell);
             }
         };
         let mut learner = trained.learner(&config, &ground, &spec)?;
         if let Work::Lipschitz(radius) = task.work {
-            let visited = hard.visit(learner.policy(), MOMENTS)?;
+            let visited = hard.visit(&mut opponents.with(learner.policy()), MOMENTS)?;
             let (n_agents, width) = (spec.n_agents(), spec.observation_width());
             let n_slots = visited.len() / (n_agents * width);
             let observations = ObservationBatch { n_slots, n_agents, width, observations: &visited };
@@ -252,19 +265,20 @@ fn evaluate(directory: &Path, task: &Task<'_>) -> Result<Cell> {
         }
         if let Some(Hardship::LearnedAttacker(settings)) = hardship {
             let place = directory.join(ATTACKERS).join(attacker_name(&task.key, settings, &config.env)?);
-            let victims = learner.policy();
-            let mut attacker = Attacker::kept(&place, settings, &config, &ground, &spec, victims, task.mode)?;
-            cell.scores = cell::scores(&spec, &hard.play(&mut attacker.against(victims, task.mode))?);
+            let mut victims = opponents.with(learner.policy());
+            let mut attacker = Attacker::kept(&place, settings, &config, &ground, &spec, &mut victims, task.mode)?;
+            cell.scores = cell::scores(&spec, &hard.play(&mut attacker.against(&mut victims, task.mode))?);
             return Ok(cell);
         }
         if let Some(Hardship::Attack(target, attack)) = hardship {
             trained.attack(learner.as_mut(), *target, attack, seeds.child("attack"))?;
         }
+        let mut policy = opponents.with(learner.policy());
         let episodes = match perturbations.iter().find_map(|p| p.schedule().recovery_start()) {
-            None => hard.play(learner.policy())?,
+            None => hard.play(&mut policy)?,
             Some(start) => {
-                let (_, nominal) = evaluator(&[])?.play_steps(learner.policy())?;
-                let (episodes, disturbed) = hard.play_steps(learner.policy())?;
+                let (_, nominal) = evaluator(&[])?.play_steps(&mut policy)?;
+                let (episodes, disturbed) = hard.play_steps(&mut policy)?;
                 for (team, agents) in cell::teams(&spec) {
                     if let Some(found) = recovery(&nominal, &disturbed, &agents, start, spec.horizon) {
                         let values = [found.steps as f64, f64::from(u8::from(found.is_censored))];

@@ -14,6 +14,7 @@
 pub mod attacker;
 pub mod axis;
 pub mod cell;
+pub mod cross_play;
 pub mod evaluate;
 pub mod recovery;
 pub mod report;

@@ -272,6 +272,7 @@ mod tests {
             mode: "greedy".to_string(),
             seed: 0,
             episodes: 10,
+            opponents: String::new(),
         };
         let scores = [("r".to_string(), Score { mean: value, worst_decile: value - 2.0 })].into();
         Cell { key, scores, numbers: BTreeMap::new() }
