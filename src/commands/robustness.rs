@@ -39,7 +39,8 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     let trained: Vec<Trained> = data.iter().map(|run| open(&run.path)).collect::<Result<_>>()?;
     check(&trained, &axes)?;
     let world = trained[0].config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
-    let opponents: Vec<Opponent> = arguments.opponent.iter().map(|text| opponent(text, &trained[0], world.spec())).collect::<Result<_>>()?;
+    let opponents: Vec<Opponent> =
+        arguments.opponent.iter().map(|text| opponent(text, &trained[0], world.spec())).collect::<Result<_>>()?;
     let axes: Vec<Axis> = axes.into_iter().map(|axis| axis.in_world(world.spec())).collect();
     let names = cell::names(world.spec());
     if !names.contains(&arguments.metric) {

@@ -73,7 +73,8 @@ impl Mlp {
             let (depth, columns) = (layer.input, layer.output);
             let (b, b_depth) = (&self.parameters[layer.offset..layer.bias()], layer.stride());
             let Some(next) = places.get(index + 1) else {
-                let (a, a_row, c, start, finish) = (&changes[places[index].offset..], places[index].stride, &mut scratch[..], Start::Zero, Finish::Store);
+                let (a, a_row, c, start, finish) =
+                    (&changes[places[index].offset..], places[index].stride, &mut scratch[..], Start::Zero, Finish::Store);
                 Product { rows: n, depth, columns, a, a_row, a_depth: 1, b, b_depth, c, c_row: stride, start, finish }.compute(isa);
                 continue;
             };
@@ -273,7 +274,13 @@ mod tests {
                     _ if l == 0 => 1.0,
                     Activation::Tanh => 1.0 - a * a,
                     Activation::Relu => f64::from(a > 0.0),
-                    Activation::LeakyRelu => if a > 0.0 { 1.0 } else { 0.01 },
+                    Activation::LeakyRelu => {
+                        if a > 0.0 {
+                            1.0
+                        } else {
+                            0.01
+                        }
+                    }
                     Activation::Identity => 1.0,
                 };
                 d = a.iter().zip(layer).map(|(a, row)| slope(*a) * row.iter().zip(&d).map(|(w, d)| w * d).sum::<f64>()).collect();

@@ -56,7 +56,9 @@ impl ActionWorth for Choices<'_> {
             *value = worth[greatest];
         }
         let Some(d_outputs) = d_outputs else { return };
-        for ((outputs, worth), d) in outputs.chunks_exact(self.n).zip(self.worth.chunks_exact(self.n)).zip(d_outputs.chunks_exact_mut(self.n)) {
+        for ((outputs, worth), d) in
+            outputs.chunks_exact(self.n).zip(self.worth.chunks_exact(self.n)).zip(d_outputs.chunks_exact_mut(self.n))
+        {
             let (low, high) = outputs.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v)));
             let temperature = ((high - low) / 3.0).max(f32::MIN_POSITIVE);
             d.iter_mut().zip(outputs).for_each(|(d, v)| *d = ((v - high) / temperature).exp());

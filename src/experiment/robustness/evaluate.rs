@@ -54,7 +54,8 @@ impl Trained {
                 (learner.set_attack(Some((attack, seeds))), "cannot be attacked", help)
             }
             Target::Value => {
-                let help = "PPO's critic must see what the agent sees, as with critic = \"local\"; attack_linf and attack_l2 need no critic";
+                let help =
+                    "PPO's critic must see what the agent sees, as with critic = \"local\"; attack_linf and attack_l2 need no critic";
                 (learner.set_value_attack(Some((attack, seeds))), "cannot be attacked through its value", help)
             }
         };
@@ -117,14 +118,7 @@ struct Task<'a> {
 /// # Errors
 /// [`Failure::Run`] naming the run and the cell that failed, or the file that cannot be written; what is finished by then is in the
 /// log.
-pub fn cells(
-    directory: &Path,
-    runs: &[Trained],
-    opponents: &[Opponent],
-    axes: &[Axis],
-    play: &Play,
-    jobs: usize,
-) -> Result<Vec<Cell>> {
+pub fn cells(directory: &Path, runs: &[Trained], opponents: &[Opponent], axes: &[Axis], play: &Play, jobs: usize) -> Result<Vec<Cell>> {
     let Some(first) = runs.first() else { return Ok(Vec::new()) };
     let world = first.config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
     let (known, mut writer) = Writer::open(&directory.join(CELLS), world.spec())?;

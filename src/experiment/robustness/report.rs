@@ -338,7 +338,11 @@ mod tests {
         // Without them there is nothing to measure by.
         assert_eq!(Report::new(&methods, &axes, 0, &cells, "r", "world").sections().len(), 2);
         let score = Score { mean: 2.0, worst_decile: 0.0 };
-        cells.push(Cell { key: Key::uniform(7, 0, 10, String::new()), scores: [("r".to_string(), score)].into(), numbers: BTreeMap::new() });
+        cells.push(Cell {
+            key: Key::uniform(7, 0, 10, String::new()),
+            scores: [("r".to_string(), score)].into(),
+            numbers: BTreeMap::new(),
+        });
         let report = Report::new(&methods, &axes, 0, &cells, "r", "world");
         let sections = report.sections();
         assert_eq!((sections[1].title.as_str(), sections[1].header.len()), ("observation_noise: relative drop", 4));

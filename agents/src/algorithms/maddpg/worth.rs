@@ -109,7 +109,9 @@ impl ActionWorth for Controls<'_> {
         d_values.resize(value.len(), 1.0);
         d_rows.resize(rows.len(), 0.0);
         self.critic.backward(trace, d_values, None, Some(d_rows));
-        for (i, (d, (row, slope))) in d_outputs.chunks_exact_mut(n).zip(rows.chunks_exact(width).zip(d_rows.chunks_exact(width))).enumerate() {
+        for (i, (d, (row, slope))) in
+            d_outputs.chunks_exact_mut(n).zip(rows.chunks_exact(width).zip(d_rows.chunks_exact(width))).enumerate()
+        {
             let own = self.layout.own_action(self.input, i);
             d.iter_mut().zip(row[own.clone()].iter().zip(&slope[own])).for_each(|(d, (a, slope))| *d = slope * (1.0 - a * a));
         }
