@@ -290,9 +290,14 @@ intervals and pictures per perturbation, and one HTML page. Finished cells are n
 An axis is a perturbation (see `steadfast list perturbations`), dynamics.CONSTANT, worst_agent
 (random actions of the one agent, found per run and level, whose malice hurts most), attack_linf or
 attack_l2 (observations changed by projected gradient ascent on the policy), attack_value_linf or
-attack_value_l2 (observations that the policy's critic values least), learned_attacker (an agent
-that is turned by an attacker trained against the others; the level is the probability that it obeys
-at a step; trained attackers are kept), or an inline table.
+attack_value_l2 (observations that the policy's critic values least or, where action values are
+learned, at which it does what has the least value), learned_attacker (an agent that is turned by an
+attacker trained against the others; the level is the probability that it obeys at a step; trained
+attackers are kept), or an inline table.
+
+With --opponent the agents that it names follow another run's policy, as --mode or that run says.
+Perturbations of observations and actions reach them too unless `agents` says otherwise:
+--axis '{ observation_noise = { agents = ["adversary"] } }=0.5'.
 
 Examples:
   steadfast sweep runs/spread-* --axis observation_noise=0.1,0.2,0.4 --axis dynamics.mass=-0.5,1

@@ -7,27 +7,27 @@ use crate::nn::{Mlp, Workspace};
 use crate::regularizers::Observed;
 use crate::regularizers::attack::{ObservationAttack, ObservationAttackConfig};
 use crate::regularizers::lipschitz::Scale;
-use crate::regularizers::value_attack::{ActionWorth, Choices, ValueAttack, Worth};
+use crate::regularizers::value_attack::{ActionValue, ChoiceValues, Value, ValueAttack};
 use crate::team::SharedInput;
 
 /// An attacker who changes what a trained policy observes.
 enum Attack {
     /// So that its outputs change most.
     Outputs(Box<ObservationAttack>),
-    /// So that it is worth least.
+    /// So that the value is least.
     Value(Box<ValueAttack>),
 }
 
-/// What an attacker on the value can know.
-pub(crate) enum Critic<'a> {
-    /// Nothing.
-    Unknown,
-    /// The value of what an agent observes: a critic of the policy's own inputs.
+/// Where an attacker on the value finds it.
+pub(crate) enum ValueSource<'a> {
+    /// Nowhere.
+    None,
+    /// In a critic of the policy's own inputs.
     State(&'a Mlp),
-    /// The outputs are action values themselves.
+    /// In the outputs, which are action values themselves.
     Outputs,
-    /// The value of actions.
-    Action(&'a mut dyn ActionWorth),
+    /// In the values of actions.
+    Action(&'a mut dyn ActionValue),
 }
 
 /// The networks of a group that takes part in acting.
@@ -37,7 +37,7 @@ pub(crate) struct Actor<'a> {
     pub(crate) head: &'a PolicyHead,
     pub(crate) input: &'a SharedInput,
     /// For attacks on the value.
-    pub(crate) critic: Critic<'a>,
+    pub(crate) value: ValueSource<'a>,
 }
 
 /// Room for acting, and the attacker if there is one.
@@ -71,7 +71,7 @@ impl Acting {
     /// # Errors
     /// [`EnvError::Policy`] if one is not finite.
     pub(crate) fn outputs(&mut self, actor: Actor<'_>, observations: &ObservationBatch<'_>) -> steadfast_envs::Result<&[f32]> {
-        let Actor { name, net, head, input, critic } = actor;
+        let Actor { name, net, head, input, value } = actor;
         let members = input.members();
         let rows = observations.n_slots * members;
         input.gather(observations.observations, observations.n_agents, observations.width, &mut self.inputs);
@@ -81,15 +81,15 @@ impl Acting {
             input.units(Scale::Absolute, &mut self.unit);
             let (inputs, unit, limit) = (&self.inputs, &self.unit, input.limit());
             let observed = Observed { rows, members, inputs, unit, limit, outputs: &self.outputs, head };
-            let moved = match (attack, critic) {
+            let moved = match (attack, value) {
                 (Attack::Outputs(attack), _) => attack.perturb(net, &observed),
-                (Attack::Value(attack), Critic::State(critic)) => attack.perturb(&mut Worth::State(critic), &observed),
-                (Attack::Value(attack), Critic::Outputs) => {
-                    let of = &mut Choices { worth: observed.outputs, n: net.output() };
-                    attack.perturb(&mut Worth::Action { policy: net, of }, &observed)
+                (Attack::Value(attack), ValueSource::State(critic)) => attack.perturb(&mut Value::State(critic), &observed),
+                (Attack::Value(attack), ValueSource::Outputs) => {
+                    let of = &mut ChoiceValues { values: observed.outputs, n: net.output() };
+                    attack.perturb(&mut Value::Action { policy: net, of }, &observed)
                 }
-                (Attack::Value(attack), Critic::Action(of)) => attack.perturb(&mut Worth::Action { policy: net, of }, &observed),
-                (Attack::Value(_), Critic::Unknown) => {
+                (Attack::Value(attack), ValueSource::Action(of)) => attack.perturb(&mut Value::Action { policy: net, of }, &observed),
+                (Attack::Value(_), ValueSource::None) => {
                     return Err(EnvError::Policy(format!("`{name}` has no critic of what it observes")));
                 }
             };

@@ -45,6 +45,11 @@ impl ExplorationConfig {
     }
 }
 
+/// The first of the greatest values: the greedy choice.
+pub(crate) fn greedy(values: &[f32]) -> usize {
+    values.iter().enumerate().fold(0, |best, (i, v)| if *v > values[best] { i } else { best })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -259,15 +259,19 @@ impl PolicyHead {
             (Distance::Kl, Self::Values { .. } | Self::Deterministic { .. }) => panic!("{NO_DISTRIBUTION}"),
             // Both are Σ precision/2 (perturbed - clean)² but for a constant.
             _ => {
-                let log_std = if distance == Distance::Kl { self.log_std() } else { &[] };
-                for i in 0..rows * width {
-                    let precision = log_std.get(i % width).map_or(2.0, |l| (-2.0 * l).exp());
-                    let difference = perturbed[i] - clean[i];
-                    d_perturbed[i] = precision * difference;
-                    d_perturbed_change[i] = precision * change[i];
-                    d_clean_change[i] = -precision * change[i];
-                    if !log_std.is_empty() {
-                        d_log_std_change[i % width] -= 2.0 * precision * difference * change[i];
+                let has_deviations = distance == Distance::Kl;
+                for column in 0..width {
+                    let precision = if has_deviations { (-2.0 * self.log_std()[column]).exp() } else { 2.0 };
+                    let mut sum = 0.0;
+                    for i in (column..rows * width).step_by(width) {
+                        let difference = perturbed[i] - clean[i];
+                        d_perturbed[i] = precision * difference;
+                        d_perturbed_change[i] = precision * change[i];
+                        d_clean_change[i] = -precision * change[i];
+                        sum += difference * change[i];
+                    }
+                    if has_deviations {
+                        d_log_std_change[column] = -2.0 * precision * sum;
                     }
                 }
             }

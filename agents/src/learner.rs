@@ -84,8 +84,8 @@ pub trait Learner: Send {
         false
     }
 
-    /// As [`Learner::set_attack`], by an attacker who shows the policy what its critic values least; see
-    /// [`crate::regularizers::value_attack`]. Returns false if there is no critic of what the policy observes.
+    /// As [`Learner::set_attack`], by an attacker who shows the policy what its critic values least, or at which it does what has the least
+    /// value; see [`crate::regularizers::value_attack`]. Returns false if no critic tells either.
     fn set_value_attack(&mut self, attack: Option<(&ObservationAttackConfig, SeedTree)>) -> bool {
         let _ = attack;
         false

@@ -454,8 +454,61 @@ fn perturbed(scope: Scope, scope_agents: usize, norm: Norm, steps: usize) -> Vec
     let mut gradients = PenaltyGradients { outputs: &mut outputs, weights: &mut weights, log_std: &mut [] };
     let penalty = regularizer.penalty(&net, &observed, 1.0, &mut gradients).expect("a penalty");
     assert!(penalty.value > 0.0 && (0.05..1.0 + 1e-5).contains(&penalty.relative_norm), "{penalty:?}");
-    let moved = regularizer.perturbed().chunks_exact(6).zip(inputs.chunks_exact(6));
-    moved.map(|(a, b)| a.iter().zip(b).map(|(a, b)| a - b).collect()).collect()
+    // What a regulariser of the same seed finds first.
+    let mut same = LipschitzRegularizer::adversarial(&config, Rng::from_seed(4));
+    same.offsets(&net, &observed).chunks_exact(6).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn many_rows_are_the_sum_of_few() {
+    let net = random_net(1.5);
+    let gaussian = PolicyHead::Gaussian { log_std: vec![-0.3, 0.1, 0.2, 0.0] };
+    let categorical = PolicyHead::Categorical { n: 4 };
+    let settings = [
+        (LipschitzConfig { gradient: Gradient::Stackelberg, steps: 2, radius: 0.3, ..Default::default() }, 1),
+        (LipschitzConfig { scope: Scope::Joint, radius: 0.3, ..Default::default() }, 3),
+        (LipschitzConfig { scope: Scope::KOfN, radius: 0.3, ..Default::default() }, 5),
+    ];
+    for ((config, members), head) in settings.iter().flat_map(|s| [(s, &gaussian), (s, &categorical)]) {
+        let rows = 480;
+        let inputs = random_inputs(6 * rows);
+        let mut trace = Trace::default();
+        net.forward_train(&inputs, rows, &mut trace);
+        // All at once, or in parts which the penalty's own do not follow.
+        let penalty = |parts: &[usize]| {
+            let mut regularizer = LipschitzRegularizer::adversarial(config, Rng::from_seed(4));
+            let (mut outputs, mut weights, mut log_std) =
+                (vec![0.0; rows * 4], vec![0.0; net.n_parameters()], vec![0.0; head.log_std().len()]);
+            let (mut value, mut length, mut first) = (0.0, 0.0, 0);
+            for &n in parts {
+                let observed = Observed {
+                    rows: n,
+                    members: *members,
+                    inputs: &inputs[6 * first..6 * (first + n)],
+                    unit: &[1.0; 6],
+                    limit: None,
+                    outputs: &trace.output()[4 * first..4 * (first + n)],
+                    head,
+                };
+                let outputs = &mut outputs[4 * first..4 * (first + n)];
+                let mut gradients = PenaltyGradients { outputs, weights: &mut weights, log_std: &mut log_std };
+                let share = n as f64 / rows as f64;
+                let part = regularizer.penalty(&net, &observed, 100.0 * share, &mut gradients).expect("a penalty");
+                (value, length, first) = (value + share * part.value, length + share * part.relative_norm, first + n);
+            }
+            (value, length, [outputs, weights, log_std])
+        };
+        let (value, length, gradients) = penalty(&[rows]);
+        let (sum, mean, sums) = penalty(&[60, 150, 30, 240]);
+        assert!(value > 0.0 && (value / sum - 1.0).abs() < 1e-5 && (length / mean - 1.0).abs() < 1e-5, "{config:?}: {value} {sum}");
+        for (all, summed) in gradients.iter().zip(&sums) {
+            let size = summed.iter().fold(0.0_f32, |size, v| size.max(v.abs()));
+            assert!(size > 0.0 || all.is_empty(), "{config:?}");
+            for (i, (a, b)) in all.iter().zip(summed).enumerate() {
+                assert!((a - b).abs() < 1e-4 * size, "{config:?} {head:?} {i}: {a} {b}");
+            }
+        }
+    }
 }
 
 #[test]

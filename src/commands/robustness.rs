@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use steadfast_agents::AgentConfig;
-use steadfast_envs::{ActMode, EnvSpec, Perturbed};
+use steadfast_envs::{ActMode, Perturbed};
 use tracing::warn;
 
 use super::eval::find;
@@ -13,7 +13,7 @@ use crate::cli::{Mode, SweepArgs, TableFormat};
 use crate::config::report::suggest;
 use crate::experiment::robustness::axis::{Axis, Hardship};
 use crate::experiment::robustness::cell::{self, CELLS, Cell, Key, UNIFORM};
-use crate::experiment::robustness::cross_play::Opponent;
+use crate::experiment::robustness::cross_play::{self, Opponent};
 use crate::experiment::robustness::evaluate::{self, Play, Trained};
 use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
 use crate::experiment::sweep::directory::claim;
@@ -39,8 +39,6 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     let trained: Vec<Trained> = data.iter().map(|run| open(&run.path)).collect::<Result<_>>()?;
     check(&trained, &axes)?;
     let world = trained[0].config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
-    let opponents: Vec<Opponent> =
-        arguments.opponent.iter().map(|text| opponent(text, &trained[0], world.spec())).collect::<Result<_>>()?;
     let axes: Vec<Axis> = axes.into_iter().map(|axis| axis.in_world(world.spec())).collect();
     let names = cell::names(world.spec());
     if !names.contains(&arguments.metric) {
@@ -48,15 +46,20 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
         let message = format!("`{}` has no score `{}`", world.spec().name, arguments.metric);
         return Err(Failure::usage(message, suggest(&arguments.metric, &names)));
     }
+    let mode = arguments.mode.map(|mode| match mode {
+        Mode::Greedy => ActMode::Greedy,
+        Mode::Sample => ActMode::Sample,
+    });
+    let opponents: Vec<Opponent> = arguments.opponent.iter().map(|text| opponent(text, &trained[0], mode)).collect::<Result<_>>()?;
+    cross_play::check(&opponents, world.spec())?;
+    if !opponents.is_empty() && ["return_agent_mean", "return_team_sum"].contains(&arguments.metric.as_str()) {
+        warn!("{} counts the returns of opponents; --metric return_GROUP is that of a group alone", arguments.metric);
+    }
     let groups = groups(&data);
     let methods: Vec<Method> = groups.iter().map(method).collect();
     let baseline = baseline(arguments.baseline.as_deref(), &groups)?;
     let directory = arguments.output.clone().unwrap_or_else(|| PathBuf::from("sweeps/robustness"));
     let _lock = claim(&directory, CELLS, "evaluated cells")?;
-    let mode = arguments.mode.map(|mode| match mode {
-        Mode::Greedy => ActMode::Greedy,
-        Mode::Sample => ActMode::Sample,
-    });
     let radii = arguments.lipschitz_radius.clone();
     let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode, radii };
     let jobs = super::sweep::jobs(arguments);
@@ -81,18 +84,19 @@ fn open(path: &Path) -> Result<Trained> {
 }
 
 /// Agents of the world of `own` and the run that plays them, from `AGENTS=RUN`.
-fn opponent(text: &str, own: &Trained, spec: &EnvSpec) -> Result<Opponent> {
+fn opponent(text: &str, own: &Trained, mode: Option<ActMode>) -> Result<Opponent> {
     let Some((agents, run)) = text.split_once('=') else {
         return Err(Failure::usage(format!("--opponent {text} names no run"), "an example: --opponent adversary=runs/reference"));
     };
-    let opponent = Opponent { agents: agents.to_string(), trained: open(Path::new(run))? };
+    let trained = open(Path::new(run))?;
+    let mode = mode.unwrap_or(trained.config.eval.mode);
+    let opponent = Opponent { agents: agents.to_string(), trained, mode };
     if opponent.trained.config.env != own.config.env {
         return Err(Failure::usage(
             format!("{run} and {} have different settings of `{}`", own.run, own.config.env.name()),
             "opponents must come from the same world; the settings are in their config.toml",
         ));
     }
-    opponent.indices(spec)?;
     Ok(opponent)
 }
 

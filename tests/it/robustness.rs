@@ -206,15 +206,35 @@ fn opponents_are_played_by_the_run_that_is_named() {
         assert_eq!(alone.len(), 2);
         // Its own adversaries by name: nothing changes.
         assert_eq!(returns("runs/1", &["--mode", mode, "--opponent", "adversary=runs/1"]), alone);
-        // Either of the two may be called the opponent.
+        // Either of the two may be called the opponent; both draw alike.
         let crossed = returns("runs/1", &["--mode", mode, "--opponent", "adversary=runs/2"]);
         assert_ne!(crossed, alone);
         assert_eq!(returns("runs/2", &["--mode", mode, "--opponent", "agent=runs/1"]), crossed);
     }
+    // In one directory: nothing is mixed up, and nothing is played again.
+    let play = |rest: &[&str]| {
+        let attacker = "{ learned_attacker = { agents = [\"agent\"], steps = 200 } }=1";
+        let arguments = ["sweep", "runs/1", "--axis", noise, "--axis", attacker, "--episodes", "8"];
+        let answer = place.succeed(&arguments.into_iter().chain(rest.iter().copied()).collect::<Vec<_>>());
+        (answer.err, place.read("sweeps/robustness/results.csv"))
+    };
+    let against = ["--opponent", "adversary=runs/2", "--metric", "return_agent"];
+    let (_, alone) = play(&[]);
+    let (said, crossed) = play(&against);
+    assert!(said.contains("attackers/") && !said.contains("counts the returns"), "an attacker learns against each: {said}");
+    assert_ne!(alone, crossed);
+    assert_eq!(play(&[]), (String::new(), alone));
+    assert_eq!(play(&against), (String::new(), crossed));
     let message = place.fail(2, &["sweep", "runs/1", "--axis", noise, "--opponent", "wolf=runs/2"]);
     assert!(message.contains("no such agent or group") && message.contains("group adversary"), "{message}");
     let message = place.fail(2, &["sweep", "runs/1", "--axis", noise, "--opponent", "adversary"]);
     assert!(message.contains("names no run"), "{message}");
+    let twice = ["--opponent", "adversary=runs/2", "--opponent", "adversary_0=runs/2"];
+    let message = place.fail(2, &["sweep", "runs/1", "--axis", noise].into_iter().chain(twice).collect::<Vec<_>>());
+    assert!(message.contains("adversary_0 twice"), "{message}");
+    let all = ["--opponent", "adversary=runs/2", "--opponent", "agent=runs/2"];
+    let message = place.fail(2, &["sweep", "runs/1", "--axis", noise].into_iter().chain(all).collect::<Vec<_>>());
+    assert!(message.contains("leaves no agent"), "{message}");
     let message = place.fail(1, &["sweep", "runs/1", "--axis", noise, "--opponent", "adversary=runs/3"]);
     assert!(message.contains("runs/3"), "{message}");
 }

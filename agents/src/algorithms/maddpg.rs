@@ -32,7 +32,8 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
-use crate::acting::{Acting, Actor, Critic};
+use crate::acting::{Acting, Actor, ValueSource};
+use crate::explore::greedy;
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
 use crate::nn::squashed_gaussian::ActionBox;
@@ -44,7 +45,7 @@ use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
 use crate::regularizers::attack::ObservationAttackConfig;
 use crate::regularizers::bound::{Bracket, bracket_of};
 use crate::regularizers::smoothing::{Backward, Smoothing, SmoothingSums, backward, observe, weight_of, widen};
-use crate::regularizers::value_attack::Choices;
+use crate::regularizers::value_attack::ChoiceValues;
 use crate::replay::{PREFIX, Replay, ReplayConfig, Transitions};
 use crate::returns::{REWARD_CLIP, RewardScaling};
 use crate::schedule::Schedule;
@@ -52,9 +53,9 @@ use crate::state_dict::StateDict;
 use crate::target::TargetConfig;
 use crate::team::{RewardSharing, SharedInput, Sharing, groups_of, share_rewards, teams_of};
 
-mod worth;
+mod action_value;
 
-use worth::Truth;
+use action_value::JointObservation;
 
 /// How far the other agents' actions are moved against an agent's value: M3DDPG.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -292,7 +293,7 @@ pub struct Maddpg {
     transitions: Transitions,
     minibatch: Minibatch,
     room: Room,
-    truth: Truth,
+    joint: JointObservation,
     rng: Rng,
     updates: u64,
     steps: u64,
@@ -361,7 +362,7 @@ impl Maddpg {
             transitions: Transitions::default(),
             minibatch: Minibatch::default(),
             room: Room::default(),
-            truth: Truth::default(),
+            joint: JointObservation::default(),
             rng: seeds.child("minibatches").rng(),
             updates: 0,
             steps: 0,
@@ -427,12 +428,7 @@ impl Maddpg {
                 (&batch.next_observations, &mut group.next_inputs, &mut m.next_observations),
             ] {
                 group.input.gather(from, self.n_agents, self.observation_width, inputs);
-                let (width, n) = (group.input.width(), group.input.observation);
-                for (i, input) in inputs.chunks_exact(width).enumerate() {
-                    let agent = group.input.agents[i % group.input.members()];
-                    let to = i / group.input.members() * layout.observation + layout.observations[agent];
-                    joint[to..to + n].copy_from_slice(&input[..n]);
-                }
+                layout.join_observations(&group.input, inputs, joint);
             }
         }
         m.actions.clear();
@@ -626,7 +622,8 @@ fn act_softly(head: &PolicyHead, temperature: f32, outputs: &mut [f32], probabil
         // Adding Gumbel noise and taking the greatest is a draw from the softmax.
         probabilities.extend(row.iter().map(|logit| (logit + rng.gumbel_f32()) / temperature));
         let noisy = &mut probabilities[begin..];
-        let (best, most) = noisy.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, v)| if *v > b.1 { (i, *v) } else { b });
+        let best = greedy(noisy);
+        let most = noisy[best];
         noisy.iter_mut().for_each(|v| *v -= most);
         row.fill(0.0);
         row[best] = 1.0;
@@ -669,6 +666,16 @@ impl Layout {
             agents.iter().for_each(|&agent| layout.team[agent] = t);
         }
         Ok(layout)
+    }
+
+    /// Puts the observations among a group's network inputs `[row, member, input]` to their places in `joint` `[row, all observations]`.
+    fn join_observations(&self, input: &SharedInput, inputs: &[f32], joint: &mut [f32]) {
+        let n = input.observation;
+        for (i, from) in inputs.chunks_exact(input.width()).enumerate() {
+            let agent = input.agents[i % input.members()];
+            let to = i / input.members() * self.observation + self.observations[agent];
+            joint[to..to + n].copy_from_slice(&from[..n]);
+        }
     }
 
     /// Inputs of a group's critic `[row, member, input]` for joint observations and actions.
@@ -958,23 +965,23 @@ impl Policy for Maddpg {
         let noise = self.config.exploration_noise as f32;
         let attacks_value = self.groups.iter().any(|group| group.acting.attacks_value());
         if attacks_value {
-            self.truth.observe(&self.groups, &self.layout, observations);
+            self.joint.observe(&self.groups, &self.layout, observations);
         }
         for group in &mut self.groups {
             let (members, n) = (group.input.members(), group.head.width());
             let Group { name, actor, critic, head, input, acting, .. } = group;
             let (net, layout) = (&actor.net, &self.layout);
             let outputs = if attacks_value {
-                self.truth.turn_to(layout, input, head, &critic.net);
+                self.joint.prepare(layout, input, head, &critic.net);
                 if layout.is_discrete {
-                    let mut of = Choices { worth: self.truth.choices(), n };
-                    acting.outputs(Actor { name, net, head, input, critic: Critic::Action(&mut of) }, observations)?
+                    let mut values = ChoiceValues { values: self.joint.choices(), n };
+                    acting.outputs(Actor { name, net, head, input, value: ValueSource::Action(&mut values) }, observations)?
                 } else {
-                    let mut of = self.truth.controls(layout, input, &critic.net);
-                    acting.outputs(Actor { name, net, head, input, critic: Critic::Action(&mut of) }, observations)?
+                    let mut values = self.joint.controls(layout, input, &critic.net);
+                    acting.outputs(Actor { name, net, head, input, value: ValueSource::Action(&mut values) }, observations)?
                 }
             } else {
-                acting.outputs(Actor { name, net, head, input, critic: Critic::Unknown }, observations)?
+                acting.outputs(Actor { name, net, head, input, value: ValueSource::None }, observations)?
             };
             for row in 0..observations.n_slots * members {
                 let place = row / members * observations.n_agents + input.agents[row % members];
@@ -1270,10 +1277,7 @@ mod tests {
             let Group { input, critic, .. } = &groups[0];
             let (mut joint, mut seen) = (vec![0.0; slots * layout.observation], Vec::new());
             input.gather(&observations, agents, width, &mut seen);
-            for (row, input_row) in seen.chunks_exact(input.width()).enumerate() {
-                let at = row / agents * layout.observation + layout.observations[row % agents];
-                joint[at..at + width].copy_from_slice(&input_row[..width]);
-            }
+            layout.join_observations(input, &seen, &mut joint);
             let value = |slot: usize, agent: usize, own: &[f32]| {
                 let mut actions = clean[slot * layout.action..(slot + 1) * layout.action].to_vec();
                 let at = layout.actions[agent]..layout.actions[agent] + layout.widths[agent];

@@ -33,7 +33,7 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
-use crate::acting::{self, Acting, Actor};
+use crate::acting::{Acting, Actor, ValueSource};
 use crate::head::{ActionRows, Evaluation, PolicyHead};
 use crate::learner::{Learner, Metrics};
 use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
@@ -481,8 +481,8 @@ impl Policy for Ppo {
             let members = group.input.members();
             let rows = observations.n_slots * members;
             let (name, head, input, critic) = (&group.name, &group.policy.head, &group.input, self.config.critic);
-            let critic = if critic == Critic::Local { acting::Critic::State(&group.critic.net) } else { acting::Critic::Unknown };
-            let outputs = group.acting.outputs(Actor { name, net: &group.policy.net, head, input, critic }, observations)?;
+            let value = if critic == Critic::Local { ValueSource::State(&group.critic.net) } else { ValueSource::None };
+            let outputs = group.acting.outputs(Actor { name, net: &group.policy.net, head, input, value }, observations)?;
             let rng_of = |row: usize| row / members;
             match &mut out.actions {
                 ActionsMut::Discrete(_) => {

@@ -34,8 +34,8 @@ use steadfast_envs::{
 };
 
 use crate::AgentError;
-use crate::acting::{Acting, Actor, Critic};
-use crate::explore::ExplorationConfig;
+use crate::acting::{Acting, Actor, ValueSource};
+use crate::explore::{ExplorationConfig, greedy};
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
 use crate::nn::{
@@ -570,11 +570,6 @@ fn n_actions(spec: &EnvSpec, agent: usize) -> Result<usize, AgentError> {
     }
 }
 
-/// The first of the greatest values.
-fn greedy(values: &[f32]) -> usize {
-    values.iter().enumerate().fold(0, |best, (i, v)| if *v > values[best] { i } else { best })
-}
-
 impl Team {
     fn new(config: &QLearningConfig, spec: &EnvSpec, name: String, agents: Vec<usize>, rng: &mut Rng) -> Result<Self, AgentError> {
         let n_actions = n_actions(spec, agents[0])?;
@@ -812,7 +807,7 @@ impl Policy for QLearning {
         for group in &mut self.groups {
             let (members, n) = (group.input.members(), group.net.output());
             let Group { name, net, head, input, acting, .. } = group;
-            let outputs = acting.outputs(Actor { name, net, head, input, critic: Critic::Outputs }, observations)?;
+            let outputs = acting.outputs(Actor { name, net, head, input, value: ValueSource::Outputs }, observations)?;
             for (row, values) in outputs.chunks_exact(n).enumerate() {
                 let place = row / members * observations.n_agents + input.agents[row % members];
                 let best = greedy(values);
@@ -1022,6 +1017,40 @@ mod tests {
         let mut metrics = Metrics::default();
         sums.action.log(weight, &mut metrics);
         sums.loss + weight * metrics.get("ernie_action/penalty").unwrap_or(0.0)
+    }
+
+    #[test]
+    fn attacks_on_the_value_choose_actions_of_less_value() {
+        let config = QLearningConfig { activation: Activation::Tanh, mixer: MixerKind::Sum, ..QLearningConfig::default() };
+        let mut learner = frozen(&config, None);
+        // Larger values than those of a fresh network, so that an observation matters.
+        learner.groups[0].net.parameters_mut().iter_mut().for_each(|w| *w *= 3.0);
+        let (slots, agents, width) = (12, 3, learner.groups[0].input.observation);
+        let mut rng = Rng::from_seed(2);
+        let observations: Vec<f32> = (0..slots * agents * width).map(|_| rng.normal_f32()).collect();
+        let observed = ObservationBatch { n_slots: slots, n_agents: agents, width, observations: &observations };
+        let choose = |learner: &mut QLearning| {
+            let (mut indices, mut log_probs) = (vec![0; slots * agents], vec![0.0; slots * agents]);
+            let mut out = ActionBatch { actions: ActionsMut::Discrete(&mut indices), log_probs: &mut log_probs };
+            learner.act(&observed, &mut vec![Rng::from_seed(0); slots], ActMode::Greedy, &mut out).unwrap();
+            indices
+        };
+        let clean = choose(&mut learner);
+        let attack = ObservationAttackConfig { radius: 0.7, ..ObservationAttackConfig::default() };
+        assert!(learner.set_value_attack(Some((&attack, SeedTree::new(1)))));
+        let attacked = choose(&mut learner);
+        learner.set_value_attack(None);
+        assert_eq!(choose(&mut learner), clean);
+
+        let Group { input, net, .. } = &learner.groups[0];
+        let mut inputs = Vec::new();
+        input.gather(&observations, agents, width, &mut inputs);
+        let mut values = vec![0.0; slots * agents * net.output()];
+        net.forward(&inputs, slots * agents, &mut values, &mut Workspace::default());
+        let value = |row: usize, action: u32| values[row * net.output() + action as usize];
+        let rows = || (0..slots * agents).map(|row| (value(row, clean[row]), value(row, attacked[row])));
+        assert!(rows().all(|(before, after)| after <= before));
+        assert!(rows().filter(|(before, after)| after < before).count() > slots, "{clean:?} {attacked:?}");
     }
 
     #[test]

@@ -19,9 +19,9 @@ pub enum Activation {
     Identity,
 }
 
-/// How a derivative passes an activation function, given its output.
+/// First and second derivatives of an activation function, given its output.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Bend {
+pub(super) enum Derivatives {
     /// The slope `1 - h²`, which changes with the input.
     Tanh,
     /// 1 where the output is positive, else this.
@@ -61,13 +61,14 @@ impl Activation {
             Self::Identity => Finish::Store,
         }
     }
-    /// The same for first and second derivatives together.
-    pub(super) fn bend(self) -> Bend {
+
+    /// Its first and second derivatives.
+    pub(super) fn derivatives(self) -> Derivatives {
         match self {
-            Self::Tanh => Bend::Tanh,
-            Self::Relu => Bend::Slope(0.0),
-            Self::LeakyRelu => Bend::Slope(LEAKY_SLOPE),
-            Self::Identity => Bend::Slope(1.0),
+            Self::Tanh => Derivatives::Tanh,
+            Self::Relu => Derivatives::Slope(0.0),
+            Self::LeakyRelu => Derivatives::Slope(LEAKY_SLOPE),
+            Self::Identity => Derivatives::Slope(1.0),
         }
     }
 }

@@ -1,13 +1,14 @@
-//! An attacker on observations who knows what they are worth.
+//! An attacker on observations who knows their value.
 //!
 //! An attack on the outputs of a policy makes it act differently, which need not be worse. This one shows the agent, out of
-//! the ball around what there is, what is worst for it: projected gradient descent on a [`Worth`] from several starts, the clean
-//! observation among the candidates. The policy then acts on what it is shown.
+//! the ball around what there is, what is worst for it: projected gradient descent on a [`Value`] from several starts, the clean
+//! observation among the candidates. The policy then acts on what it is shown. Of numbered choices the greedy one is judged, also where
+//! the policy draws.
 //!
 //! Source: the critic attack of Pattanaik et al. 2018, "Robust Deep Reinforcement Learning with Adversarial Attacks" (arXiv
 //! 1712.03632), who descend the value, at the true observation, of the action that the policy takes at the false one
-//! ([`Worth::Action`]). A critic of states alone, as PPO has, cannot tell what an action is worth, so that `V` at the false observation is
-//! descended in its place, as is usual for PPO ([`Worth::State`]). A critic that neither sees the agent's observation nor its action
+//! ([`Value::Action`]). A critic of states alone, as PPO has, cannot tell what an action is worth, so that `V` at the false observation is
+//! descended in its place, as is usual for PPO ([`Value::State`]). A critic that neither sees the agent's observation nor its action
 //! gives nothing to descend.
 
 use steadfast_envs::Rng;
@@ -16,61 +17,60 @@ use super::Observed;
 use super::attack::ObservationAttackConfig;
 use super::ball::{Direction, Norm, ascend, project};
 use super::lipschitz::{place, slopes};
+use crate::explore::greedy;
 use crate::nn::{Mlp, Trace};
 
 /// What an attacker on the value lowers.
-pub enum Worth<'a> {
+pub enum Value<'a> {
     /// The value that this network of one output gives to an observation.
     State(&'a Mlp),
     /// The value of what a policy does at an observation.
     Action {
         /// From observations to outputs.
         policy: &'a Mlp,
-        /// What its outputs are worth.
-        of: &'a mut dyn ActionWorth,
+        /// The value of its outputs.
+        of: &'a mut dyn ActionValue,
     },
 }
 
-/// What is done with the outputs of a policy, and what that is worth at the true observations.
-pub trait ActionWorth {
-    /// Writes the worth `[rows]` of `outputs` `[rows, output]` into `value`, and into `d_outputs`, if it is wanted, a direction of outputs in
-    /// which it grows.
+/// What is done with the outputs of a policy, and the value of that at the true observations.
+pub trait ActionValue {
+    /// Writes the values `[rows]` of `outputs` `[rows, output]` into `value`, and into `d_outputs`, if it is wanted, a direction of outputs in
+    /// which they grow.
     fn of(&mut self, outputs: &[f32], value: &mut [f32], d_outputs: Option<&mut [f32]>);
 }
 
-/// Numbered choices of known worth, of which a policy takes the one with the greatest output.
+/// Numbered choices of known values, of which a policy takes the one with the greatest output.
 ///
-/// The worth of the greatest has no slope. It grows along that of a softened choice, with the probabilities of a softmax of the outputs
+/// The value of the greatest has no slope. It grows along that of a softened choice, with the probabilities of a softmax of the outputs
 /// at a temperature of a third of their range, at which none of them vanishes.
-pub struct Choices<'a> {
+pub struct ChoiceValues<'a> {
     /// `[rows, choice]`.
-    pub worth: &'a [f32],
+    pub values: &'a [f32],
     /// Number of choices.
     pub n: usize,
 }
 
-impl ActionWorth for Choices<'_> {
+impl ActionValue for ChoiceValues<'_> {
     fn of(&mut self, outputs: &[f32], value: &mut [f32], d_outputs: Option<&mut [f32]>) {
-        for ((outputs, worth), value) in outputs.chunks_exact(self.n).zip(self.worth.chunks_exact(self.n)).zip(value) {
-            let greatest = outputs.iter().enumerate().fold(0, |best, (i, v)| if *v > outputs[best] { i } else { best });
-            *value = worth[greatest];
+        for ((outputs, values), value) in outputs.chunks_exact(self.n).zip(self.values.chunks_exact(self.n)).zip(value) {
+            *value = values[greedy(outputs)];
         }
         let Some(d_outputs) = d_outputs else { return };
-        for ((outputs, worth), d) in
-            outputs.chunks_exact(self.n).zip(self.worth.chunks_exact(self.n)).zip(d_outputs.chunks_exact_mut(self.n))
-        {
+        let rows = outputs.chunks_exact(self.n).zip(self.values.chunks_exact(self.n)).zip(d_outputs.chunks_exact_mut(self.n));
+        for ((outputs, values), d) in rows {
             let (low, high) = outputs.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), v| (low.min(*v), high.max(*v)));
             let temperature = ((high - low) / 3.0).max(f32::MIN_POSITIVE);
             d.iter_mut().zip(outputs).for_each(|(d, v)| *d = ((v - high) / temperature).exp());
             let sum: f32 = d.iter().sum();
-            let mean = d.iter().zip(worth).map(|(p, w)| p * w).sum::<f32>() / sum;
+            let mean = d.iter().zip(values).map(|(p, v)| p * v).sum::<f32>() / sum;
             // Without the temperature, which belongs to the length alone.
-            d.iter_mut().zip(worth).for_each(|(d, w)| *d = *d / sum * (w - mean));
+            d.iter_mut().zip(values).for_each(|(d, v)| *d = *d / sum * (v - mean));
         }
     }
 }
 
-/// An [`ObservationAttackConfig`] at work on a worth.
+/// An [`ObservationAttackConfig`] at work on a value.
 pub struct ValueAttack {
     config: ObservationAttackConfig,
     rng: Rng,
@@ -103,11 +103,11 @@ impl ValueAttack {
         }
     }
 
-    /// The inputs `[rows, input]` that are worth least.
-    pub fn perturb(&mut self, worth: &mut Worth<'_>, clean: &Observed<'_>) -> &[f32] {
-        let net = match worth {
-            Worth::State(critic) => *critic,
-            Worth::Action { policy, .. } => *policy,
+    /// The inputs `[rows, input]` of the least value.
+    pub fn perturb(&mut self, target: &mut Value<'_>, clean: &Observed<'_>) -> &[f32] {
+        let net = match target {
+            Value::State(critic) => *critic,
+            Value::Action { policy, .. } => *policy,
         };
         let (rows, width, features) = (clean.rows, net.input(), clean.unit.len());
         let (norm, radius) = (self.config.norm, self.config.radius as f32);
@@ -126,7 +126,7 @@ impl ValueAttack {
         self.slope.resize(rows * features, 0.0);
         self.value.resize(rows, 0.0);
         net.forward_train(&clean.inputs[..rows * width], rows, &mut self.trace);
-        self.assess(worth, false);
+        self.assess(target, false);
         self.lowest.clear();
         self.lowest.extend_from_slice(&self.value);
         for _ in 0..self.config.restarts {
@@ -138,7 +138,7 @@ impl ValueAttack {
                 let is_last = step == self.config.steps;
                 place(clean, width, &self.offset, &mut self.perturbed);
                 net.forward_train(&self.perturbed, rows, &mut self.trace);
-                self.assess(worth, !is_last);
+                self.assess(target, !is_last);
                 for (row, &value) in self.value.iter().enumerate() {
                     if value < self.lowest[row] {
                         self.lowest[row] = value;
@@ -160,16 +160,18 @@ impl ValueAttack {
         &self.inputs
     }
 
-    /// The worth of the network's last outputs into `value`, and into `d_output`, if it is wanted, a direction in which it falls.
-    fn assess(&mut self, worth: &mut Worth<'_>, with_slope: bool) {
-        match worth {
-            Worth::State(_) => {
+    /// The values of the network's last outputs into `value`, and into `d_output`, if it is wanted, a direction in which they fall.
+    fn assess(&mut self, target: &mut Value<'_>, with_slope: bool) {
+        match target {
+            Value::State(_) => {
                 self.value.copy_from_slice(self.trace.output());
                 self.d_output.fill(-1.0);
             }
-            Worth::Action { of, .. } => {
+            Value::Action { of, .. } => {
                 of.of(self.trace.output(), &mut self.value, with_slope.then_some(&mut *self.d_output));
-                self.d_output.iter_mut().for_each(|d| *d = -*d);
+                if with_slope {
+                    self.d_output.iter_mut().for_each(|d| *d = -*d);
+                }
             }
         }
     }
@@ -211,7 +213,7 @@ mod tests {
         let l1: f32 = scaled.iter().map(|w| w.abs()).sum();
         let l2 = scaled.iter().map(|w| w * w).sum::<f32>().sqrt();
         for (norm, dual) in [(Norm::Linf, l1), (Norm::L2, l2)] {
-            let moved = attack(norm, 0.2).perturb(&mut Worth::State(&critic), &clean).to_vec();
+            let moved = attack(norm, 0.2).perturb(&mut Value::State(&critic), &clean).to_vec();
             for (before, after) in values(&critic, &inputs).iter().zip(values(&critic, &moved)) {
                 let share = (before - after) / (0.2 * dual);
                 assert!((0.97..1.001).contains(&share), "{norm:?}: {before} {after} {dual}");
@@ -228,7 +230,7 @@ mod tests {
         let clean = observed(&inputs, 6, &[1.0; 6], Some(1.5));
         let before = values(&critic, &inputs);
         for (norm, radius) in [(Norm::L2, 0.3), (Norm::Linf, 0.3), (Norm::L2, 0.0)] {
-            let moved = attack(norm, radius).perturb(&mut Worth::State(&critic), &clean).to_vec();
+            let moved = attack(norm, radius).perturb(&mut Value::State(&critic), &clean).to_vec();
             let after = values(&critic, &moved);
             assert!(before.iter().zip(&after).all(|(b, a)| a <= b));
             let lowered = before.iter().zip(&after).filter(|(b, a)| a < b).count();
@@ -242,7 +244,7 @@ mod tests {
 
     #[test]
     fn action_values_are_attacked_to_the_worst_choice_in_reach() {
-        // Two features, three choices with outputs x, y and -1: the first is taken at (0.3, 0.2), and worth most.
+        // Two features, three choices with outputs x, y and -1: the first is taken at (0.3, 0.2), and has the greatest value.
         let mut policy = Mlp::new(2, &[], 3, Activation::Tanh, 1.0, 1.0, &mut SeedTree::new(1).rng()).unwrap();
         let (_, stride) = (policy.n_parameters(), policy.n_parameters() / 3);
         let parameters = policy.parameters_mut();
@@ -250,7 +252,7 @@ mod tests {
         (parameters[0], parameters[stride + 1], parameters[2 * stride + 2]) = (1.0, 1.0, -1.0);
         let inputs = [0.3, 0.2];
         let clean = observed(&inputs, 2, &[1.0, 1.0], None);
-        for (worth, radius, expected) in [
+        for (values, radius, expected) in [
             // The second choice is worse and near, the third is worst and out of reach.
             ([1.0, 0.0, -5.0], 0.2, 1),
             // The ball is too small for anything.
@@ -260,12 +262,11 @@ mod tests {
             // Far enough, the third.
             ([1.0, 0.0, -5.0], 1.6, 2),
         ] {
-            let mut of = Choices { worth: &worth, n: 3 };
+            let mut of = ChoiceValues { values: &values, n: 3 };
             let mut attack = attack(Norm::Linf, radius);
-            let moved = attack.perturb(&mut Worth::Action { policy: &policy, of: &mut of }, &clean).to_vec();
+            let moved = attack.perturb(&mut Value::Action { policy: &policy, of: &mut of }, &clean).to_vec();
             let outputs = [moved[0], moved[1], -1.0];
-            let taken = (0..3).fold(0, |best, i| if outputs[i] > outputs[best] { i } else { best });
-            assert_eq!(taken, expected, "{worth:?} {radius}: {moved:?}");
+            assert_eq!(greedy(&outputs), expected, "{values:?} {radius}: {moved:?}");
         }
     }
 }

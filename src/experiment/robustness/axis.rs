@@ -49,7 +49,7 @@ enum Table {
 pub enum Target {
     /// That the policy acts as differently as possible.
     Outputs,
-    /// That the critic expects as little as possible of what the policy is shown.
+    /// That the critic expects as little as possible of what the policy is shown, or of what it does then.
     Value,
 }
 
@@ -84,7 +84,8 @@ impl Axis {
     ///   (`{ malicious_action = { count = 1 } }`);
     /// - `worst_agent`: random actions of the one agent, found per run and level, whose malice hurts most;
     /// - `attack_linf` or `attack_l2`: observations changed by projected gradient ascent on the policy;
-    /// - `attack_value_linf` or `attack_value_l2`: observations that the policy's critic values least;
+    /// - `attack_value_linf` or `attack_value_l2`: observations that the policy's critic values least or, where action
+    ///   values are learned, at which it does what has the least value;
     /// - `learned_attacker`: an agent turned by an attacker that was trained against the others, with this probability at each step.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use steadfast_envs::{EnvSpec, EpisodeLog, EpisodeStats};
+use steadfast_envs::{ActMode, EnvSpec, EpisodeLog, EpisodeStats};
 
 use super::tidy::{Tidy, Values};
 use crate::failure::{Failure, Result};
@@ -35,6 +35,14 @@ pub struct Key {
     pub opponents: String,
 }
 
+/// How actions are chosen, as a log of cells says it.
+pub fn mode_name(mode: ActMode) -> &'static str {
+    match mode {
+        ActMode::Greedy => "greedy",
+        ActMode::Sample => "sample",
+    }
+}
+
 /// What stands for the run where actions are random.
 pub const UNIFORM: &str = "uniform random policy";
 /// Begins the `policy` of such a cell; what follows is the checksum of the world's settings. No checkpoint has it.
@@ -49,7 +57,7 @@ impl Key {
             policy: format!("{UNIFORM_POLICY}{world:08x}"),
             axis: "none".to_string(),
             level: 0.0.to_string(),
-            mode: "sample".to_string(),
+            mode: mode_name(ActMode::Sample).to_string(),
             seed,
             episodes,
             opponents,
@@ -310,6 +318,13 @@ mod tests {
         assert_eq!(parse(path, &text).unwrap(), cells);
         text.extend(b"\n");
         assert!(parse(path, &text).unwrap_err().render(false, 200).contains("cells.csv"));
+    }
+
+    #[test]
+    fn logs_from_before_cross_play_have_no_opponents() {
+        let text = "run,step,policy,axis,level,mode,seed,episodes,r,r_worst_decile\na,5,0a,none,0,greedy,3,20,1.5,0.5\n";
+        let cells = parse(Path::new("cells.csv"), text.as_bytes()).unwrap();
+        assert!(cells.len() == 1 && cells[0].key.opponents.is_empty() && cells[0].scores["r"].mean == 1.5, "{cells:?}");
     }
 
     #[test]

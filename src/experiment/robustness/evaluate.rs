@@ -9,7 +9,7 @@ use steadfast_envs::{ActMode, EnvConfig, EnvSpec, ObservationBatch, Perturbation
 
 use super::attacker::{Attacker, LearnedAttackerConfig};
 use super::axis::{Axis, Hardship, Target};
-use super::cell::{self, CELLS, Cell, Columns, Key, LIPSCHITZ, LIPSCHITZ_BOUNDS};
+use super::cell::{self, CELLS, Cell, Columns, Key, LIPSCHITZ, LIPSCHITZ_BOUNDS, mode_name};
 use super::cross_play::{Opponent, Opponents, fingerprint};
 use super::recovery::recovery;
 use crate::config::ExperimentConfig;
@@ -161,11 +161,7 @@ fn tasks<'a>(runs: &'a [Trained], opponents: &str, axes: &[Axis], play: &Play, s
             policy: trained.checkpoint.fingerprint(),
             axis: axis.to_string(),
             level: level.to_string(),
-            mode: match mode {
-                ActMode::Greedy => "greedy",
-                ActMode::Sample => "sample",
-            }
-            .to_string(),
+            mode: mode_name(mode).to_string(),
             seed: play.seed,
             episodes: play.episodes,
             opponents: opponents.to_string(),

@@ -32,18 +32,21 @@ use steadfast_envs::{Rng, SnapshotReader, SnapshotWriter};
 
 use super::ball::{ascend, length, project};
 use super::scope::{add_up, copy_first, strongest};
-use super::stackelberg::{self, Ascent, Distances, Room, Step};
+use super::stackelberg::{Ascent, Step};
 use super::{Interaction, Observed, Penalty, PenaltyGradients, Regularizer};
-use crate::head::{Distance, DivergenceTangent};
-use crate::nn::{Mlp, Tangent, Trace};
+use crate::head::Distance;
+use crate::nn::{Mlp, Trace};
 use crate::schedule::warmth;
 use crate::{AgentError, StateDict};
 
 mod config;
+mod leader;
 
 pub use super::ball::{Direction, Norm};
 pub use super::scope::Scope;
 pub(super) use config::out_of_range;
+use leader::LeaderTerm;
+
 pub use config::{GaussianConfig, Gradient, GradientPenaltyConfig, LipschitzConfig, Scale};
 
 /// How perturbations are found.
@@ -91,34 +94,6 @@ pub struct LipschitzRegularizer {
     /// The steps of the ascent, kept for the leader–follower term.
     path: Vec<Step<f32>>,
     leader: LeaderTerm,
-}
-
-/// The leader–follower term of a minibatch, and what it is computed in.
-#[derive(Default)]
-struct LeaderTerm {
-    outputs: Vec<f32>,
-    weights: Vec<f32>,
-    log_std: Vec<f32>,
-    divergence: DivergenceTangent,
-    perturbed: Vec<f32>,
-    direction: Vec<f32>,
-    d_input: Vec<f32>,
-    derivative: Vec<f32>,
-    /// Of the network at the start of the ascent.
-    start: Trace,
-    trace: Trace,
-    tangent: Tangent,
-    room: Room<f32>,
-}
-
-impl LeaderTerm {
-    /// Makes room for the gradients of a minibatch, all zero.
-    fn clear(&mut self, outputs: usize, weights: usize, log_std: usize) {
-        for (room, length) in [(&mut self.outputs, outputs), (&mut self.weights, weights), (&mut self.log_std, log_std)] {
-            room.clear();
-            room.resize(length, 0.0);
-        }
-    }
 }
 
 impl LipschitzRegularizer {
@@ -289,26 +264,6 @@ impl LipschitzRegularizer {
         }
     }
 
-    /// Adds the leader–follower term of some rows, whose outputs begin at `first` among all, to `leader`; `d_input` holds the derivative
-    /// of the weighted penalty with respect to their perturbed inputs.
-    fn answer(&mut self, net: &Mlp, part: &Observed<'_>, first: usize) {
-        let Search::Ascent { direction, step_size, .. } = self.search else { return };
-        let distance = self.distance_of(part);
-        let (width, radius, leader) = (net.input(), self.radius, &mut self.leader);
-        leader.derivative.resize(self.offset.len(), 0.0);
-        slopes(part, width, &self.perturbed, &self.d_input, &mut leader.derivative);
-        let ascent = Ascent { norm: self.norm, radius, direction, step_size };
-        let (mut derivative, mut room) = (std::mem::take(&mut leader.derivative), std::mem::take(&mut leader.room));
-        let mut distances = PolicyDistances { net, part, first, distance, leader };
-        stackelberg::interaction(&self.path, &ascent, part.unit.len(), &mut derivative, &mut distances, &mut room);
-        (leader.derivative, leader.room) = (derivative, room);
-    }
-
-    /// Network inputs `[rows, input]` of the last penalty, perturbed; of its last rows, if there were many.
-    pub fn perturbed(&self) -> &[f32] {
-        &self.perturbed
-    }
-
     /// One attack from a fresh start: the distance `[rows]` it reached, and the perturbed inputs `[rows, input]`.
     pub(super) fn ascend_once(&mut self, net: &Mlp, observed: &Observed<'_>) -> (&[f32], &[f32]) {
         let distance = self.distance_of(observed);
@@ -324,7 +279,7 @@ impl LipschitzRegularizer {
     }
 
     /// The perturbations `[rows, features]` of one attack, in units.
-    pub(super) fn offsets(&mut self, net: &Mlp, observed: &Observed<'_>) -> &[f32] {
+    pub fn offsets(&mut self, net: &Mlp, observed: &Observed<'_>) -> &[f32] {
         let distance = self.distance_of(observed);
         self.attack(net, observed, self.search, distance, false);
         &self.offset
@@ -385,12 +340,13 @@ impl Regularizer for LipschitzRegularizer {
             );
             let d_input = answers.then_some(&mut *self.d_input);
             net.backward(&mut self.trace, &self.d_output, Some(&mut *gradients.weights), d_input);
-            if answers {
-                self.answer(net, &part, first * output);
-            }
             total += self.value.iter().map(|v| f64::from(*v)).sum::<f64>();
             if self.is_bounded && self.radius > 0.0 {
                 lengths += self.offset.chunks_exact(ball).map(|u| f64::from(length(u, self.norm))).sum::<f64>();
+            }
+            if answers && let Search::Ascent { direction, step_size, .. } = self.search {
+                let ascent = Ascent { norm: self.norm, radius: self.radius, direction, step_size };
+                self.leader.add(net, &part, first * output, distance, &self.path, &ascent, &self.perturbed, &self.d_input);
             }
         }
         if answers {
@@ -467,52 +423,6 @@ impl Regularizer for LipschitzRegularizer {
     }
 }
 
-/// Distances of a policy's outputs, as [`stackelberg::interaction`] asks for them.
-struct PolicyDistances<'a> {
-    net: &'a Mlp,
-    part: &'a Observed<'a>,
-    /// Where the outputs of the part begin among all.
-    first: usize,
-    distance: Distance,
-    leader: &'a mut LeaderTerm,
-}
-
-impl Distances<f32> for PolicyDistances<'_> {
-    fn products(&mut self, step: usize, offsets: &[f32], along: &[f32], curvature: Option<&mut [f32]>) {
-        let Self { net, part, first, distance, leader } = self;
-        let (rows, width, features) = (part.rows, net.input(), part.unit.len());
-        leader.perturbed.resize(rows * width, 0.0);
-        leader.direction.resize(rows * width, 0.0);
-        leader.d_input.resize(rows * width, 0.0);
-        place(part, width, offsets, &mut leader.perturbed);
-        let trace = if step == 0 {
-            &leader.start
-        } else {
-            net.forward_train(&leader.perturbed, rows, &mut leader.trace);
-            &leader.trace
-        };
-        for (direction, along) in leader.direction.chunks_exact_mut(width).zip(along.chunks_exact(features)) {
-            direction[..features].iter_mut().zip(part.unit.iter().zip(along)).for_each(|(d, (unit, w))| *d = unit * w);
-            direction[features..].fill(0.0);
-        }
-        if let Some(limit) = part.limit {
-            let at_limit = leader.direction.iter_mut().zip(&leader.perturbed).filter(|(_, x)| x.abs() >= limit);
-            at_limit.for_each(|(d, _)| *d = 0.0);
-        }
-        net.forward_tangent(trace, &leader.direction, &mut leader.tangent);
-        let divergence = &mut leader.divergence;
-        part.head.divergence_tangent(*distance, trace.output(), part.outputs, leader.tangent.output(), rows, divergence);
-        leader.outputs[*first..].iter_mut().zip(&divergence.d_clean_change).for_each(|(t, f)| *t += f);
-        leader.log_std.iter_mut().zip(&divergence.d_log_std_change).for_each(|(t, f)| *t += f);
-        let (d_out, d_out_change) = (&divergence.d_perturbed, &divergence.d_perturbed_change);
-        let d_input = curvature.is_some().then_some(&mut *leader.d_input);
-        net.backward_tangent(trace, &mut leader.tangent, d_out, d_out_change, &mut leader.weights, d_input);
-        if let Some(curvature) = curvature {
-            slopes(part, width, &leader.perturbed, &leader.d_input, curvature);
-        }
-    }
-}
-
 /// `perturbed = inputs + unit · offset` on the perturbable features, clamped as the network's inputs are; the others as in
 /// the inputs.
 pub(super) fn place(observed: &Observed<'_>, width: usize, offset: &[f32], perturbed: &mut [f32]) {
@@ -542,6 +452,20 @@ pub(super) fn slopes(observed: &Observed<'_>, width: usize, perturbed: &[f32], d
     }
 }
 
+/// Changes of the perturbed inputs when offsets change by `along`: the transpose of [`slopes`].
+fn moves(observed: &Observed<'_>, width: usize, perturbed: &[f32], along: &[f32], out: &mut [f32]) {
+    let features = observed.unit.len();
+    for ((change, w), x) in out.chunks_exact_mut(width).zip(along.chunks_exact(features)).zip(perturbed.chunks_exact(width)) {
+        for i in 0..features {
+            change[i] = w[i] * observed.unit[i];
+        }
+        change[features..].fill(0.0);
+        if let Some(limit) = observed.limit {
+            change.iter_mut().zip(x).filter(|(_, x)| x.abs() >= limit).for_each(|(c, _)| *c = 0.0);
+        }
+    }
+}
+
 fn copy_into(from: &[f32], to: &mut Vec<f32>) {
     to.clear();
     to.extend_from_slice(from);
@@ -551,7 +475,7 @@ fn copy_into(from: &[f32], to: &mut Vec<f32>) {
 /// features, large against single precision.
 const SLOPE_STEP: f32 = 0.01;
 
-/// About as many rows are attacked and penalised together, so that what is kept of them stays in the cache.
+/// About this many rows are attacked and penalised together, so that what is kept of them stays in the cache.
 const ROWS_AT_ONCE: usize = 192;
 
 /// Numbers in [`LipschitzRegularizer::starts`].

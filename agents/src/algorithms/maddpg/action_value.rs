@@ -1,16 +1,17 @@
-//! What the actions of an agent are worth to its critic, for attackers on the value.
+//! The values of an agent's own actions by its critic, for attackers on the value.
 
 use steadfast_envs::ObservationBatch;
 
 use super::{Group, Layout};
+use crate::explore::greedy;
 use crate::head::PolicyHead;
 use crate::nn::{Mlp, Trace, Workspace};
-use crate::regularizers::value_attack::ActionWorth;
+use crate::regularizers::value_attack::ActionValue;
 use crate::team::SharedInput;
 
 /// True observations and actions of all agents, as critics see them.
 #[derive(Default)]
-pub(super) struct Truth {
+pub(super) struct JointObservation {
     /// `[slot, all observations]`.
     observations: Vec<f32>,
     /// `[slot, all actions]`: what the unattacked policies do most likely.
@@ -28,7 +29,7 @@ pub(super) struct Truth {
     trace: Trace,
 }
 
-impl Truth {
+impl JointObservation {
     /// Takes in what the agents observe.
     pub(super) fn observe(&mut self, groups: &[Group], layout: &Layout, observed: &ObservationBatch<'_>) {
         let slots = observed.n_slots;
@@ -40,15 +41,12 @@ impl Truth {
             group.input.gather(observed.observations, observed.n_agents, observed.width, &mut self.inputs);
             self.outputs.resize(slots * members * net.output(), 0.0);
             net.forward(&self.inputs, slots * members, &mut self.outputs, &mut self.workspace);
-            let rows = self.inputs.chunks_exact(net.input()).zip(self.outputs.chunks_exact(net.output()));
-            for (row, (input, outputs)) in rows.enumerate() {
+            layout.join_observations(&group.input, &self.inputs, &mut self.observations);
+            for (row, outputs) in self.outputs.chunks_exact(net.output()).enumerate() {
                 let (slot, agent) = (row / members, group.input.agents[row % members]);
-                let at = slot * layout.observation + layout.observations[agent];
-                self.observations[at..at + group.input.observation].copy_from_slice(&input[..group.input.observation]);
                 let action = &mut self.actions[slot * layout.action + layout.actions[agent]..][..layout.widths[agent]];
                 if layout.is_discrete {
-                    let greatest = outputs.iter().enumerate().fold(0, |best, (i, v)| if *v > outputs[best] { i } else { best });
-                    action[greatest] = 1.0;
+                    action[greedy(outputs)] = 1.0;
                 } else {
                     action.iter_mut().zip(outputs).for_each(|(a, v)| *a = v.tanh());
                 }
@@ -56,8 +54,8 @@ impl Truth {
         }
     }
 
-    /// Prepares for a group; then [`Truth::choices`] or [`Truth::controls`] say what its actions are worth.
-    pub(super) fn turn_to(&mut self, layout: &Layout, input: &SharedInput, head: &PolicyHead, critic: &Mlp) {
+    /// Prepares for a group; then [`JointObservation::choices`] or [`JointObservation::controls`] have the values of its actions.
+    pub(super) fn prepare(&mut self, layout: &Layout, input: &SharedInput, head: &PolicyHead, critic: &Mlp) {
         layout.critic_rows(input, &self.observations, &self.actions, &mut self.rows);
         let PolicyHead::Categorical { n } = *head else { return };
         let width = critic.input();
@@ -75,30 +73,30 @@ impl Truth {
         }
     }
 
-    /// Worth `[slot, member, choice]` of numbered actions of the group.
+    /// Values `[slot, member, choice]` of numbered actions of the group.
     pub(super) fn choices(&self) -> &[f32] {
         &self.choices
     }
 
-    /// Worth of continuous actions of the group.
-    pub(super) fn controls<'a>(&'a mut self, layout: &'a Layout, input: &'a SharedInput, critic: &'a Mlp) -> Controls<'a> {
-        Controls { truth: self, layout, input, critic }
+    /// Values of continuous actions of the group.
+    pub(super) fn controls<'a>(&'a mut self, layout: &'a Layout, input: &'a SharedInput, critic: &'a Mlp) -> ContinuousActionValue<'a> {
+        ContinuousActionValue { joint: self, layout, input, critic }
     }
 }
 
-/// Worth of the actions `tanh(output)` of one agent of each row, while all others do what they would.
-pub(super) struct Controls<'a> {
-    truth: &'a mut Truth,
+/// Values of the actions `tanh(output)` of one agent of each row, while all others do what they would.
+pub(super) struct ContinuousActionValue<'a> {
+    joint: &'a mut JointObservation,
     layout: &'a Layout,
     input: &'a SharedInput,
     critic: &'a Mlp,
 }
 
-impl ActionWorth for Controls<'_> {
+impl ActionValue for ContinuousActionValue<'_> {
     fn of(&mut self, outputs: &[f32], value: &mut [f32], d_outputs: Option<&mut [f32]>) {
-        let Truth { rows, d_values, d_rows, trace, .. } = &mut *self.truth;
+        let JointObservation { rows, d_values, d_rows, trace, .. } = &mut *self.joint;
         let width = self.critic.input();
-        let n = outputs.len() / value.len().max(1);
+        let n = self.layout.widths[self.input.agents[0]];
         for (i, (row, outputs)) in rows.chunks_exact_mut(width).zip(outputs.chunks_exact(n)).enumerate() {
             row[self.layout.own_action(self.input, i)].iter_mut().zip(outputs).for_each(|(a, v)| *a = v.tanh());
         }
