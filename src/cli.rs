@@ -303,7 +303,7 @@ Examples:
   steadfast sweep runs/spread-* --axis observation_noise=0.1,0.2,0.4 --axis dynamics.mass=-0.5,1
   steadfast sweep runs/spread-* --axis '{ malicious_action = { count = 1 } }=0.25,0.5,1'
   steadfast sweep runs/spread-* --axis '{ learned_attacker = { count = 1, steps = 200000 } }=0.5,1'
-  steadfast sweep runs/tag-* --opponent agent=runs/reference --metric return_adversary --axis worst_agent=0.5,1
+  steadfast sweep runs/tag-* --opponent agent=RUN --metric return_adversary --axis worst_agent=1
   steadfast sweep pendulum-learning-rate --dry-run
   steadfast sweep my-sweep.toml --jobs 4
   steadfast sweep sweeps/losses --report-only"#;

@@ -235,7 +235,7 @@ fn opponents_are_played_by_the_run_that_is_named() {
     let all = ["--opponent", "adversary=runs/2", "--opponent", "agent=runs/2"];
     let message = place.fail(2, &["sweep", "runs/1", "--axis", noise].into_iter().chain(all).collect::<Vec<_>>());
     assert!(message.contains("leaves no agent"), "{message}");
-    let message = place.fail(1, &["sweep", "runs/1", "--axis", noise, "--opponent", "adversary=runs/3"]);
+    let message = place.fail(2, &["sweep", "runs/1", "--axis", noise, "--opponent", "adversary=runs/3"]);
     assert!(message.contains("runs/3"), "{message}");
 }
 
