@@ -180,7 +180,7 @@ fn write(
         written.push(path);
     }
     let mut sections = report.sections();
-    sections.push(report.lipschitz_section(&arguments.lipschitz_radius));
+    sections.extend(report.lipschitz_sections(&arguments.lipschitz_radius));
     let mut text = String::new();
     for section in &sections {
         let header: Vec<&str> = section.header.iter().map(String::as_str).collect();

@@ -75,10 +75,20 @@ impl Report<'_> {
         Some(Section { title: format!("{}: recovery (steps)", axis.label), header: header.collect(), rows })
     }
 
-    /// Bounds of the Lipschitz constants of all runs, per radius.
-    pub fn lipschitz_section(&self, radii: &[f64]) -> Section {
-        let header = ["method", "seed", "radius", "lower: ascent", "upper: linear", "upper: intervals", "upper: spectral norms"];
-        let mut rows = Vec::new();
+    /// Bounds of Lipschitz constants per radius: means over the runs of each method, if one has several, and those of every run.
+    pub fn lipschitz_sections(&self, radii: &[f64]) -> Vec<Section> {
+        let header = |of: &str| ["method", of, "radius"].into_iter().chain(BOUNDS_IN_WORDS).map(str::to_string).collect();
+        let (mut rows, mut means) = (Vec::new(), Vec::new());
+        for method in self.methods {
+            for &radius in radii {
+                let mean = |name| {
+                    let values: Vec<f64> = method.runs.values().filter_map(|run| self.number(run, LIPSCHITZ, radius, name)).collect();
+                    plus_minus(Summary::of(&values))
+                };
+                let row = [method.label.clone(), method.runs.len().to_string(), radius.to_string()];
+                means.push(row.into_iter().chain(LIPSCHITZ_BOUNDS.map(mean)).collect());
+            }
+        }
         for method in self.methods {
             for (seed, run) in &method.runs {
                 for &radius in radii {
@@ -88,7 +98,9 @@ impl Report<'_> {
                 }
             }
         }
-        Section { title: "Lipschitz constants of the policies".to_string(), header: header.map(str::to_string).to_vec(), rows }
+        let of_runs = Section { title: "Lipschitz constants of the policies".to_string(), header: header("seed"), rows };
+        let of_methods = Section { title: "Lipschitz constants: means over runs".to_string(), header: header("seeds"), rows: means };
+        if self.methods.iter().any(|method| method.runs.len() > 1) { vec![of_methods, of_runs] } else { vec![of_runs] }
     }
 
     /// A row per method, axis and level: means over training seeds, with their intervals.
@@ -127,6 +139,9 @@ impl Report<'_> {
         table
     }
 }
+
+/// What [`LIPSCHITZ_BOUNDS`] are called in a report.
+const BOUNDS_IN_WORDS: [&str; 4] = ["lower: ascent", "upper: linear", "upper: intervals", "upper: spectral norms"];
 
 /// `(J₀ − J) / |J₀ − J_random|` of runs with the values `(J₀, J)`, each a mean over runs: a ratio of means, because a
 /// single run that learned nothing would make a mean of ratios boundless. Nothing without runs, or if the distance is 0.
