@@ -73,6 +73,16 @@ impl LearnedAttackerConfig {
         }
     }
 
+    /// All that the training of an attacker depends on besides the victims and the world, in words.
+    ///
+    /// # Errors
+    /// [`Failure::Run`] if it cannot be written down.
+    pub fn in_words(&self) -> Result<String> {
+        let problem = |e| Failure::caused("cannot write down the settings of the attacker", e);
+        let own = toml::to_string(self).map_err(problem)?;
+        Ok(format!("{own}{}slots = {SLOTS}\n", toml::to_string(&ppo_of(true)).map_err(problem)?))
+    }
+
     /// Indices of the turned agents.
     fn turned(&self, spec: &EnvSpec) -> Vec<usize> {
         let can_turn = |&i: &usize| {
@@ -80,6 +90,23 @@ impl LearnedAttackerConfig {
             self.agents.is_empty() || self.agents.iter().any(|wanted| *wanted == agent.name || *wanted == agent.group)
         };
         (0..spec.n_agents()).filter(can_turn).take(self.count).collect()
+    }
+}
+
+/// Settings with which attackers learn, in worlds that have a state for a central critic or none.
+fn ppo_of(has_state: bool) -> PpoConfig {
+    PpoConfig {
+        rollout_steps: 128,
+        epochs: 5,
+        minibatch_size: 512,
+        learning_rate: 1e-3,
+        learning_rate_schedule: Schedule::Linear,
+        entropy_coefficient: 0.01,
+        normalize_observations: true,
+        reward_scaling: RewardScaling::ReturnStd,
+        critic: if has_state { Critic::Central } else { Critic::Local },
+        agent_index: true,
+        ..PpoConfig::default()
     }
 }
 
@@ -96,19 +123,7 @@ impl Attacker {
     fn new(config: &LearnedAttackerConfig, spec: &EnvSpec) -> Result<Self> {
         let agents = config.turned(spec);
         let own = EnvSpec { agents: agents.iter().map(|&i| spec.agents[i].clone()).collect(), ..spec.clone() };
-        let ppo = PpoConfig {
-            rollout_steps: 128,
-            epochs: 5,
-            minibatch_size: 512,
-            learning_rate: 1e-3,
-            learning_rate_schedule: Schedule::Linear,
-            entropy_coefficient: 0.01,
-            normalize_observations: true,
-            reward_scaling: RewardScaling::ReturnStd,
-            critic: if spec.state_dim > 0 { Critic::Central } else { Critic::Local },
-            agent_index: true,
-            ..PpoConfig::default()
-        };
+        let ppo = ppo_of(spec.state_dim > 0);
         let seeds = SeedTree::new(config.seed).child("learned_attacker").child("learner");
         let learner = Ppo::new(&ppo, None, &own, SLOTS, seeds).map_err(|e| Failure::caused("cannot build the attacker", e))?;
         Ok(Self { learner, agents, probability: config.probability, spec: own })

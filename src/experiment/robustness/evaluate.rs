@@ -204,8 +204,7 @@ const ATTACKERS: &str = "attackers";
 
 /// Name of the attacker of a policy: checksums of the policy, and of all else that its training depends on.
 fn attacker_name(key: &Key, settings: &LearnedAttackerConfig, env: &EnvConfig) -> Result<String> {
-    let settings = toml::to_string(settings).map_err(|e| Failure::caused("cannot write down the settings of the attacker", e))?;
-    let rest = format!("{settings}{:08x} {}{}", checksum(env)?, key.mode, key.opponents);
+    let rest = format!("{}{:08x} {}{}", settings.in_words()?, checksum(env)?, key.mode, key.opponents);
     Ok(format!("{}-{:08x}", key.policy, crc32c::crc32c(rest.as_bytes())))
 }
 
