@@ -54,6 +54,8 @@ const SAMPLES: u32 = 2;
 
 pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const FAINT: RGBColor = RGBColor(222, 222, 222);
+/// Up to this many bands are drawn in full strength.
+const FULL_BANDS: f64 = 4.0;
 
 fn register_fonts() {
     static ONCE: Once = Once::new();
@@ -220,15 +222,17 @@ fn draw_panel<DB: DrawingBackend>(area: &DrawingArea<DB, Shift>, panel: &Panel, 
         .y_desc(panel.y_label.as_str())
         .draw()?;
 
+    // Many bands over one another must not bury the lines.
+    let strength = (FULL_BANDS / panel.series.len().max(1) as f64).min(1.0);
     for (index, series) in panel.series.iter().enumerate() {
         let style = Style::of(index);
         for run in series.points.split(|p| !(p.half_width.is_finite() && p.y.is_finite())).filter(|r| r.len() > 1) {
             let top: Vec<(f64, f64)> = run.iter().map(|p| (p.x, p.y + p.half_width)).collect();
             let bottom: Vec<(f64, f64)> = run.iter().rev().map(|p| (p.x, p.y - p.half_width)).collect();
             let outline: Vec<(f64, f64)> = top.iter().chain(&bottom).copied().collect();
-            chart.draw_series(std::iter::once(Polygon::new(outline, style.color.mix(0.15).filled())))?;
+            chart.draw_series(std::iter::once(Polygon::new(outline, style.color.mix(0.15 * strength).filled())))?;
             // Edges tell bands apart where they overlap.
-            let edge = style.color.mix(0.55).stroke_width(scale);
+            let edge = style.color.mix(0.55 * strength).stroke_width(scale);
             chart.draw_series([top, bottom].map(|side| PathElement::new(side, edge)))?;
         }
     }

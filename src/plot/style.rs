@@ -2,8 +2,9 @@
 
 use plotters::style::RGBColor;
 
-/// The palette of Okabe and Ito, which readers with any common colour blindness can tell apart.
-const COLORS: [RGBColor; 7] = [
+/// The palette of Okabe and Ito, which readers with any common colour blindness can tell apart, with a dark brown for its yellow, which is
+/// too light on white.
+const COLORS: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -11,6 +12,7 @@ const COLORS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(86, 180, 233),
     RGBColor(60, 60, 60),
+    RGBColor(120, 70, 30),
 ];
 
 /// Shape at the points of a series.
