@@ -20,7 +20,8 @@
 //! Features behind the observation, such as an agent index, are never perturbed.
 //!
 //! With `gradient = "stackelberg"` the ascent itself is differentiated (`stackelberg.rs`): what the penalty will be after the attack has
-//! answered the changed weights.
+//! answered the changed weights. With few steps the network can learn to make just these miss: after K = 1 on `simple_spread` its Lipschitz
+//! constants were above those of the unregularised one (`results/README.md`); measure with an attack of more steps.
 //!
 //! Logged: `ernie/penalty` (mean of R before the weight), `ernie/weight`, `ernie/perturbation_over_radius`,
 //! `ernie/gradient_ratio` (norm of the weighted penalty's gradient with respect to the weights over that of the
