@@ -183,7 +183,8 @@ pub enum Mode {
 #[derive(Debug, Args)]
 #[command(after_help = SWEEP_HELP)]
 pub struct SweepArgs {
-    /// Recipe of a sweep, its TOML file, or the directory of an earlier sweep; with --axis the directories of trained runs
+    /// Recipe of a sweep, its TOML file, or the directory of an earlier sweep; with --axis the directories of trained runs; with
+    /// --report-only also results.csv of such evaluations
     #[arg(required = true, value_name = "RECIPE|FILE|DIR|RUN")]
     pub sweep: Vec<String>,
     /// Evaluate runs under this perturbation at these strengths; may be repeated
@@ -201,25 +202,25 @@ pub struct SweepArgs {
     /// Agents (a name or a group) that another run's policy plays, the same one against all; may be repeated
     #[arg(long, value_name = "AGENTS=RUN", requires = "axis")]
     pub opponent: Vec<String>,
-    /// Name of the runs that the others are compared with; those without regulariser if not given
-    #[arg(long, value_name = "NAME", requires = "axis")]
+    /// Name of the runs that the others are compared with; those without regulariser if not given, of tables the first
+    #[arg(long, value_name = "NAME")]
     pub baseline: Option<String>,
     /// Radii of the balls of observations over which the policies' Lipschitz constants are bounded
     #[arg(long, value_name = "RADIUS,...", value_delimiter = ',', default_value = "0.01,0.1", value_parser = radius, requires = "axis")]
     pub lipschitz_radius: Vec<f64>,
-    /// return_agent_mean, return_team_sum, return_GROUP of a group of agents, or metric_NAME of the world
-    #[arg(long, value_name = "NAME", default_value = crate::run::results::DEFAULT_METRIC, requires = "axis")]
-    pub metric: String,
-    /// File format of the two tables for other programs, results and summary
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = TableFormat::Csv, requires = "axis")]
-    pub format: TableFormat,
-    /// Directory of the sweep; sweeps/NAME if not given, sweeps/robustness with --axis
+    /// return_agent_mean, return_team_sum, return_GROUP of a group of agents, or metric_NAME of the world; return_agent_mean if not given
+    #[arg(long, value_name = "NAME")]
+    pub metric: Option<String>,
+    /// File format of the two tables for other programs, results and summary; csv if not given
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<TableFormat>,
+    /// Directory of the sweep; sweeps/NAME if not given, sweeps/robustness with --axis, sweeps/report for tables
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Cells to train or evaluate at once; one per core if not given
     #[arg(long, value_name = "N", conflicts_with_all = ["report_only", "dry_run"], value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub jobs: Option<u16>,
-    /// Train nothing: write the table and the pictures of the cells that are finished
+    /// Train nothing: write the table and the pictures of the cells that are finished, or of tables
     #[arg(long, conflicts_with = "axis")]
     pub report_only: bool,
     /// Train nothing: check all cells and list them
@@ -295,6 +296,9 @@ learned, at which it does what has the least value), learned_attacker (an agent 
 attacker trained against the others; the level is the probability that it obeys at a step; trained
 attackers are kept), or an inline table.
 
+With --report-only and results.csv of such evaluations, from one machine or several, their cells are
+put together and reported; no policy is needed for that.
+
 With --opponent the agents that it names follow another run's policy, as --mode or that run says.
 Perturbations of observations and actions reach them too unless `agents` says otherwise:
 --axis '{ observation_noise = { agents = ["adversary"] } }=0.5'.
@@ -306,7 +310,8 @@ Examples:
   steadfast sweep runs/tag-* --opponent agent=RUN --metric return_adversary --axis worst_agent=1
   steadfast sweep pendulum-learning-rate --dry-run
   steadfast sweep my-sweep.toml --jobs 4
-  steadfast sweep sweeps/losses --report-only"#;
+  steadfast sweep sweeps/losses --report-only
+  steadfast sweep here/results.csv there/results.csv --report-only --baseline plain"#;
 
 /// Arguments of `plot`.
 #[derive(Debug, Args)]

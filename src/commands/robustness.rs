@@ -1,4 +1,4 @@
-//! `steadfast sweep RUN... --axis ...`: how robust trained policies are.
+//! `steadfast sweep RUN... --axis ...`: how robust trained policies are, and `steadfast sweep TABLE... --report-only`: what was found so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,11 @@ use super::eval::find;
 use super::{print, table};
 use crate::cli::{Mode, SweepArgs, TableFormat};
 use crate::config::report::suggest;
-use crate::experiment::robustness::axis::{Axis, Hardship};
+use crate::experiment::robustness::axis::{Axis, Hardship, Scale};
 use crate::experiment::robustness::cell::{self, CELLS, Cell, Key, UNIFORM};
 use crate::experiment::robustness::cross_play::{self, Opponent};
 use crate::experiment::robustness::evaluate::{self, Play, Trained};
+use crate::experiment::robustness::pooled;
 use crate::experiment::robustness::report::{DEFINITIONS, Method, Report};
 use crate::experiment::sweep::directory::claim;
 use crate::failure::{Failure, Result};
@@ -24,6 +25,7 @@ use crate::plot::save_both;
 use crate::plot::table::{Group, RunData, environments, groups};
 use crate::run::directory::RunDirectory;
 use crate::run::log::write_whole;
+use crate::run::results::DEFAULT_METRIC;
 
 /// Evaluates what is not evaluated yet, and reports.
 pub fn run(arguments: &SweepArgs) -> Result<()> {
@@ -40,33 +42,91 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     check(&trained, &axes)?;
     let world = trained[0].config.env.build().map_err(|e| Failure::caused("cannot build the world", e))?;
     let axes: Vec<Axis> = axes.into_iter().map(|axis| axis.in_world(world.spec())).collect();
-    let names = cell::names(world.spec());
-    if !names.contains(&arguments.metric) {
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let message = format!("`{}` has no score `{}`", world.spec().name, arguments.metric);
-        return Err(Failure::usage(message, suggest(&arguments.metric, &names)));
-    }
+    let metric = metric(arguments, &cell::names(world.spec()), &world.spec().name)?;
     let mode = arguments.mode.map(|mode| match mode {
         Mode::Greedy => ActMode::Greedy,
         Mode::Sample => ActMode::Sample,
     });
     let opponents: Vec<Opponent> = arguments.opponent.iter().map(|text| opponent(text, &trained[0], mode)).collect::<Result<_>>()?;
     cross_play::check(&opponents, world.spec())?;
-    if !opponents.is_empty() && ["return_agent_mean", "return_team_sum"].contains(&arguments.metric.as_str()) {
-        warn!("{} counts the returns of opponents; --metric return_GROUP is that of a group alone", arguments.metric);
-    }
+    warn_of_opponents(metric, opponents.is_empty());
     let groups = groups(&data);
     let methods: Vec<Method> = groups.iter().map(method).collect();
-    let baseline = baseline(arguments.baseline.as_deref(), &groups)?;
+    let baseline = baseline(arguments.baseline.as_deref(), &methods)?.unwrap_or_else(|| plain(&groups));
     let directory = arguments.output.clone().unwrap_or_else(|| PathBuf::from("sweeps/robustness"));
     let _lock = claim(&directory, CELLS, "evaluated cells")?;
     let radii = arguments.lipschitz_radius.clone();
     let play = Play { episodes: arguments.episodes, seed: arguments.episode_seed, mode, radii };
     let jobs = super::sweep::jobs(arguments);
     let cells = evaluate::cells(&directory, &trained, &opponents, &axes, &play, jobs)?;
-    let environment = environments(&data);
-    let report = Report::new(&methods, &axes, baseline, &cells, &arguments.metric, &environment);
-    print(&write(&directory, &report, &methods, &axes, &cells, arguments, &environment)?)
+    let found = Found {
+        methods: &methods,
+        scales: &axes.iter().map(Axis::scale).collect::<Vec<_>>(),
+        cells: &cells,
+        radii: &play.radii,
+        environment: &environments(&data),
+        opponents: &arguments.opponent.join(", "),
+        episodes: play.episodes,
+        seed: play.seed,
+    };
+    print(&found.write(&directory, baseline, metric, arguments)?)
+}
+
+/// True for what is read as a table of cells.
+pub(super) fn is_table(path: &str) -> bool {
+    let path = Path::new(path);
+    path.extension().is_some_and(|extension| extension == "csv" || extension == "parquet")
+}
+
+/// Reports the cells of tables.
+pub(super) fn report(arguments: &SweepArgs) -> Result<()> {
+    if let Some(other) = arguments.sweep.iter().find(|path| !path.ends_with(".csv")) {
+        let help = "tables are read as CSV; --axis with --format csv writes the finished cells of a sweep so without playing again";
+        return Err(Failure::usage(format!("{other} is no results.csv"), help));
+    }
+    let paths: Vec<PathBuf> = arguments.sweep.iter().map(PathBuf::from).collect();
+    let pooled = pooled::read(&paths)?;
+    let names: BTreeSet<String> = pooled.cells.iter().flat_map(|cell| cell.scores.keys().cloned()).collect();
+    // Tables do not name their world; the directory that one stands in usually says more than its own name.
+    let first = std::path::absolute(&paths[0]).map_err(|e| Failure::file("find", &paths[0], e))?;
+    let title = first.parent().and_then(Path::file_name).map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let metric = metric(arguments, &names.into_iter().collect::<Vec<_>>(), &arguments.sweep[0])?;
+    warn_of_opponents(metric, pooled.opponents.is_empty());
+    let baseline = baseline(arguments.baseline.as_deref(), &pooled.methods)?.unwrap_or(0);
+    let directory = arguments.output.clone().unwrap_or_else(|| PathBuf::from("sweeps/report"));
+    let _lock = claim(&directory, REPORT, "a report of tables")?;
+    if directory.join(CELLS).exists() {
+        let message = format!("{} holds evaluated cells, whose report would be replaced", directory.display());
+        return Err(Failure::usage(message, "choose another --output"));
+    }
+    let found = Found {
+        methods: &pooled.methods,
+        scales: &pooled.scales,
+        cells: &pooled.cells,
+        radii: &pooled.radii,
+        environment: &title,
+        opponents: &pooled.opponents,
+        episodes: pooled.episodes,
+        seed: pooled.seed,
+    };
+    found.warn_of_gaps(metric);
+    print(&found.write(&directory, baseline, metric, arguments)?)
+}
+
+/// The score that is reported, one of `names`.
+fn metric<'a>(arguments: &'a SweepArgs, names: &[String], whose: &str) -> Result<&'a str> {
+    let metric = arguments.metric.as_deref().unwrap_or(DEFAULT_METRIC);
+    if names.iter().any(|name| name == metric) {
+        return Ok(metric);
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Err(Failure::usage(format!("`{whose}` has no score `{metric}`"), suggest(metric, &names)))
+}
+
+fn warn_of_opponents(metric: &str, is_alone: bool) {
+    if !is_alone && ["return_agent_mean", "return_team_sum"].contains(&metric) {
+        warn!("{metric} counts the returns of opponents; --metric return_GROUP is that of a group alone");
+    }
 }
 
 /// A run with its newest complete checkpoint.
@@ -141,16 +201,16 @@ fn method(group: &Group<'_>) -> Method {
     Method { label: group.label.clone(), runs: group.members.iter().map(run).collect() }
 }
 
-/// The method that the others are compared with: the one that was asked for, else the only one without regulariser,
-/// adversary and perturbed training, else the first.
-fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
-    if let Some(wanted) = wanted {
-        let labels: Vec<&str> = groups.iter().map(|g| g.label.as_str()).collect();
-        return labels
-            .iter()
-            .position(|label| *label == wanted)
-            .ok_or_else(|| Failure::usage(format!("no runs are called `{wanted}`"), suggest(wanted, &labels)));
-    }
+/// The method that was asked for, if one was.
+fn baseline(wanted: Option<&str>, methods: &[Method]) -> Result<Option<usize>> {
+    let Some(wanted) = wanted else { return Ok(None) };
+    let labels: Vec<&str> = methods.iter().map(|method| method.label.as_str()).collect();
+    let found = labels.iter().position(|label| *label == wanted);
+    found.map(Some).ok_or_else(|| Failure::usage(format!("no runs are called `{wanted}`"), suggest(wanted, &labels)))
+}
+
+/// The only group without regulariser, adversary and perturbed training, else the first.
+fn plain(groups: &[Group<'_>]) -> usize {
     let is_plain = |group: &Group<'_>| {
         let config = group.members[0].config.clone().online();
         config.is_some_and(|c| {
@@ -160,68 +220,96 @@ fn baseline(wanted: Option<&str>, groups: &[Group<'_>]) -> Result<usize> {
         })
     };
     let plain: Vec<usize> = (0..groups.len()).filter(|&i| is_plain(&groups[i])).collect();
-    Ok(if let [only] = plain.as_slice() { *only } else { 0 })
+    if let [only] = plain.as_slice() { *only } else { 0 }
 }
 
-/// Writes the tables and pictures; returns what is printed.
-fn write(
-    directory: &Path,
-    report: &Report<'_>,
-    methods: &[Method],
-    axes: &[Axis],
-    cells: &[Cell],
-    arguments: &SweepArgs,
-    environment: &str,
-) -> Result<String> {
-    let mut written = Vec::new();
-    for (name, table) in [("results", cell::table(cells, owner(methods))), ("summary", report.summary())] {
-        let path = directory.join(format!("{name}.{}", arguments.format.extension()));
-        write_whole(&path, &table.to_bytes(arguments.format)?)?;
-        written.push(path);
+/// The file that a report is known by.
+const REPORT: &str = "table.txt";
+
+/// Finished cells and what they are of.
+struct Found<'a> {
+    methods: &'a [Method],
+    scales: &'a [Scale],
+    cells: &'a [Cell],
+    radii: &'a [f64],
+    environment: &'a str,
+    /// Who plays which of the other agents.
+    opponents: &'a str,
+    episodes: usize,
+    seed: u64,
+}
+
+impl Found<'_> {
+    /// Says how many cells some run has and another lacks.
+    fn warn_of_gaps(&self, metric: &str) {
+        let cells = self.cells.iter().filter(|cell| cell.scores.contains_key(metric) && !cell.key.is_uniform());
+        let n = cells.count();
+        let per_run: BTreeSet<(&str, &str)> =
+            self.scales.iter().flat_map(|s| s.variants.iter().map(String::as_str)).flat_map(|axis| self.levels(axis)).collect();
+        let runs: usize = self.methods.iter().map(|method| method.runs.len()).sum();
+        let all = runs * (per_run.len() + 1);
+        if n < all {
+            warn!("the tables have {n} of {all} cells; what is missing is left out, run by run");
+        }
     }
-    let mut sections = report.sections();
-    sections.extend(report.lipschitz_sections(&arguments.lipschitz_radius));
-    let mut text = String::new();
-    for section in &sections {
-        let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
-        text.push_str(&format!("{}\n{}\n", section.title, table(&header, &section.rows)));
+
+    fn levels<'s>(&'s self, axis: &'s str) -> impl Iterator<Item = (&'s str, &'s str)> {
+        self.cells.iter().filter(move |cell| cell.key.axis == axis).map(|cell| (cell.key.axis.as_str(), cell.key.level.as_str()))
     }
-    text.push_str(DEFINITIONS);
-    text.push('\n');
-    write_whole(&directory.join("table.txt"), text.as_bytes())?;
-    written.push(directory.join("table.txt"));
-    let mut pictures = Vec::new();
-    if methods.len() > 1 {
-        picture(directory, "heat-map", &report.heat_map(), &mut pictures, &mut written)?;
+
+    /// Writes the tables and pictures; returns what is printed.
+    fn write(&self, directory: &Path, baseline: usize, metric: &str, arguments: &SweepArgs) -> Result<String> {
+        let format = arguments.format.unwrap_or(TableFormat::Csv);
+        let report = Report::new(self.methods, self.scales, baseline, self.cells, metric, self.environment);
+        let mut written = Vec::new();
+        for (name, table) in [("results", cell::table(self.cells, owner(self.methods))), ("summary", report.summary())] {
+            let path = directory.join(format!("{name}.{}", format.extension()));
+            write_whole(&path, &table.to_bytes(format)?)?;
+            written.push(path);
+        }
+        let mut sections = report.sections();
+        sections.extend(report.lipschitz_sections(self.radii));
+        let mut text = String::new();
+        for section in &sections {
+            let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
+            text.push_str(&format!("{}\n{}\n", section.title, table(&header, &section.rows)));
+        }
+        text.push_str(DEFINITIONS);
+        text.push('\n');
+        write_whole(&directory.join("table.txt"), text.as_bytes())?;
+        written.push(directory.join("table.txt"));
+        let mut pictures = Vec::new();
+        if self.methods.len() > 1 {
+            picture(directory, "heat-map", &report.heat_map(), &mut pictures, &mut written)?;
+        }
+        for (scale, panel) in self.scales.iter().zip(report.level_curves()) {
+            picture(directory, &file_name(&scale.label), [panel].as_slice(), &mut pictures, &mut written)?;
+        }
+        picture(directory, "profile", [report.profile()].as_slice(), &mut pictures, &mut written)?;
+        let command = command(arguments);
+        let seeds: BTreeSet<&u64> = self.methods.iter().flat_map(|m| m.runs.keys()).collect();
+        let against = if self.opponents.is_empty() { String::new() } else { format!(" against {}", self.opponents) };
+        let summary = format!(
+            "{metric} of {} methods in {}{against} over {} training seeds; {} episodes per cell, the same ones for all (seed {}).",
+            self.methods.len(),
+            self.environment,
+            seeds.len(),
+            self.episodes,
+            self.seed
+        );
+        let page = Page {
+            title: &format!("Robustness: {}", self.environment),
+            summary: &summary,
+            sections: &sections,
+            definitions: DEFINITIONS,
+            pictures: &pictures,
+            command: &command,
+        };
+        write_whole(&directory.join("report.html"), page.html()?.as_bytes())?;
+        written.push(directory.join("report.html"));
+        let written: String = written.iter().map(|p| format!("{}\n", p.display())).collect();
+        Ok(format!("{text}\n{written}"))
     }
-    for (axis, panel) in axes.iter().zip(report.level_curves()) {
-        picture(directory, &file_name(&axis.label), [panel].as_slice(), &mut pictures, &mut written)?;
-    }
-    picture(directory, "profile", [report.profile()].as_slice(), &mut pictures, &mut written)?;
-    let command = command(arguments);
-    let seeds: BTreeSet<&u64> = methods.iter().flat_map(|m| m.runs.keys()).collect();
-    let against: Vec<&str> = arguments.opponent.iter().map(String::as_str).collect();
-    let against = if against.is_empty() { String::new() } else { format!(" against {}", against.join(", ")) };
-    let summary = format!(
-        "{} of {} methods in {environment}{against} over {} training seeds; {} episodes per cell, the same ones for all (seed {}).",
-        arguments.metric,
-        methods.len(),
-        seeds.len(),
-        arguments.episodes,
-        arguments.episode_seed
-    );
-    let page = Page {
-        title: &format!("Robustness: {environment}"),
-        summary: &summary,
-        sections: &sections,
-        definitions: DEFINITIONS,
-        pictures: &pictures,
-        command: &command,
-    };
-    write_whole(&directory.join("report.html"), page.html()?.as_bytes())?;
-    written.push(directory.join("report.html"));
-    let written: String = written.iter().map(|p| format!("{}\n", p.display())).collect();
-    Ok(format!("{text}\n{written}"))
 }
 
 /// Method and training seed by run.
@@ -257,20 +345,25 @@ fn command(arguments: &SweepArgs) -> String {
     };
     let mut words = vec!["steadfast sweep".to_string()];
     words.extend(arguments.sweep.iter().map(|run| quoted(run)));
-    words.extend(arguments.axis.iter().map(|axis| format!("--axis {}", quoted(axis))));
-    words.push(format!("--episodes {} --episode-seed {} --metric {}", arguments.episodes, arguments.episode_seed, arguments.metric));
+    if arguments.report_only {
+        words.push("--report-only".to_string());
+    } else {
+        words.extend(arguments.axis.iter().map(|axis| format!("--axis {}", quoted(axis))));
+        words.push(format!("--episodes {} --episode-seed {}", arguments.episodes, arguments.episode_seed));
+    }
+    words.extend(arguments.metric.iter().map(|metric| format!("--metric {metric}")));
     match arguments.mode {
         Some(Mode::Greedy) => words.push("--mode greedy".to_string()),
         Some(Mode::Sample) => words.push("--mode sample".to_string()),
         None => {}
     }
     words.extend(arguments.opponent.iter().map(|opponent| format!("--opponent {}", quoted(opponent))));
-    let radii: Vec<String> = arguments.lipschitz_radius.iter().map(ToString::to_string).collect();
-    words.push(format!("--lipschitz-radius {}", radii.join(",")));
-    words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));
-    if arguments.format != TableFormat::Csv {
-        words.push(format!("--format {}", arguments.format.extension()));
+    if !arguments.report_only {
+        let radii: Vec<String> = arguments.lipschitz_radius.iter().map(ToString::to_string).collect();
+        words.push(format!("--lipschitz-radius {}", radii.join(",")));
     }
+    words.extend(arguments.baseline.iter().map(|label| format!("--baseline {}", quoted(label))));
+    words.extend(arguments.format.iter().map(|format| format!("--format {}", format.extension())));
     words.extend(arguments.output.iter().map(|path| format!("--output {}", quoted(&path.display().to_string()))));
     words.join(" ")
 }

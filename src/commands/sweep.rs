@@ -24,6 +24,20 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
     if !arguments.axis.is_empty() {
         return super::robustness::run(arguments);
     }
+    if let Some(table) = arguments.sweep.iter().find(|path| super::robustness::is_table(path)) {
+        if arguments.report_only {
+            return super::robustness::report(arguments);
+        }
+        return Err(Failure::usage(format!("{table} is a table, nothing that can be trained"), "--report-only reports what it holds"));
+    }
+    for (option, is_given) in
+        [("--baseline", arguments.baseline.is_some()), ("--metric", arguments.metric.is_some()), ("--format", arguments.format.is_some())]
+    {
+        if is_given {
+            let help = "a sweep that trains says in its file what is compared: [compare] and metrics";
+            return Err(Failure::usage(format!("{option} goes with --axis, or with tables and --report-only"), help));
+        }
+    }
     let [name] = arguments.sweep.as_slice() else {
         let message = format!("one sweep at a time, got {}", arguments.sweep.join(", "));
         return Err(Failure::usage(message, "to evaluate trained runs under perturbations add --axis observation_noise=0.1,0.2"));

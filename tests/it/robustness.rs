@@ -34,6 +34,50 @@ fn sweep<'a>(runs: &'a [String], rest: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
+fn tables_of_two_machines_give_the_report_of_one() {
+    let (place, runs) = trained();
+    let axes = ["--axis", "worst_agent=1", "--axis", "{ observation_noise = { schedule = { burst = { start = 1, length = 1 } } } }=3"];
+    let whole = place.succeed(&sweep(&runs, &axes));
+    let (table, report) = (place.read("sweeps/robustness/results.csv"), place.read("sweeps/robustness/table.txt"));
+    // The runs are gone; two tables, one of which has some cells twice.
+    let text = String::from_utf8(table.clone()).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let of = |keep: &dyn Fn(&str) -> bool| rows.lines().filter(|row| keep(row)).fold(format!("{header}\n"), |all, row| all + row + "\n");
+    ["here", "there"].iter().for_each(|name| std::fs::create_dir(place.path(name)).unwrap());
+    place.write("here/first.csv", &of(&|row| !row.starts_with("ernie")));
+    place.write("there/second.csv", &of(&|row| !row.starts_with("plain,2")));
+    std::fs::remove_dir_all(place.path("runs")).unwrap();
+    let pooled = ["sweep", "here/first.csv", "there/second.csv", "--report-only"];
+    let answer = place.succeed(&pooled);
+    assert_eq!(String::from_utf8(place.read("sweeps/report/table.txt")).unwrap(), String::from_utf8(report).unwrap());
+    assert_eq!(place.read("sweeps/report/summary.csv"), place.read("sweeps/robustness/summary.csv"));
+    assert_eq!(names(&place.path("sweeps/report/plots")), names(&place.path("sweeps/robustness/plots")));
+    assert!(answer.err.is_empty() && whole.out.lines().count() == answer.out.lines().count(), "{}{}", answer.err, answer.out);
+    // The page says how it was made; the same command makes it again, another one draws another comparison.
+    let page = String::from_utf8(place.read("sweeps/report/report.html")).unwrap();
+    assert!(page.contains("steadfast sweep here/first.csv there/second.csv --report-only</"), "{page}");
+    assert_eq!(place.succeed(&pooled).out, answer.out);
+    let other = place.succeed(&[pooled.as_slice(), &["--baseline", "ernie", "--metric", "metric_collisions"]].concat());
+    assert!(other.out.contains("AUC minus ernie"), "{}", other.out);
+    // A run of which a cell is missing is left out where it would count.
+    place.write("there/second.csv", &of(&|row| !row.starts_with("ernie,2,") || !row.contains(",dynamics.mass,1,")));
+    let gap = place.succeed(&["sweep", "there/second.csv", "--report-only", "--output", "gap"]);
+    assert!(gap.err.contains("of 40 cells"), "{}", gap.err);
+    for (arguments, words) in [
+        (vec!["there/second.csv"], vec!["--report-only"]),
+        (vec!["there/second.csv", "--report-only", "--output", "sweeps/robustness"], vec!["another --output"]),
+        (vec!["there/second.csv", "--report-only", "--baseline", "plane"], vec!["`plane`", "plain"]),
+        (vec!["there/second.csv", "--report-only", "--metric", "return"], vec!["`return`", "return_agent_mean"]),
+        (vec!["sweeps/robustness/cells.csv", "--report-only"], vec!["results.csv"]),
+        (vec!["there/second.parquet", "--report-only"], vec!["second.parquet", "CSV"]),
+        (vec!["pendulum-learning-rate", "--baseline", "plain", "--dry-run"], vec!["--baseline", "[compare]"]),
+    ] {
+        let message = place.fail(2, &[["sweep"].as_slice(), &arguments].concat());
+        assert!(words.iter().all(|word| message.contains(word)), "{words:?}: {message}");
+    }
+}
+
+#[test]
 fn runs_are_compared_over_axes_and_nothing_is_played_twice() {
     let (place, runs) = trained();
     let answer = place.succeed(&sweep(&runs, &["--jobs", "2"]));

@@ -26,6 +26,21 @@ pub struct Axis {
     pub variants: Vec<(String, Hardship)>,
 }
 
+/// An axis as a report shows it, whatever it is that is done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scale {
+    /// Name in tables and pictures.
+    pub label: String,
+    /// Strengths in increasing order, 0 among them.
+    pub levels: Vec<f64>,
+    /// The axis that cells have; of several, that of the worst score counts for each run and level.
+    pub variants: Vec<String>,
+    /// What the horizontal axis of a picture shows.
+    pub quantity: String,
+    /// True if strengths have a course over an episode from which agents can recover.
+    pub has_recovery: bool,
+}
+
 /// What a trained policy must live with.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Hardship {
@@ -165,23 +180,50 @@ impl Axis {
         self
     }
 
-    /// True if strengths have a course over an episode from which agents can recover.
-    pub fn has_recovery(&self) -> bool {
-        matches!(&self.hardship, Hardship::Perturbation(perturbation) if perturbation.schedule().recovery_start().is_some())
-    }
-
-    /// What the horizontal axis of a picture shows.
-    pub fn quantity(&self) -> String {
-        match &self.hardship {
-            Hardship::Attack(..) => "radius of the attack, in units of the features".to_string(),
-            Hardship::LearnedAttacker(_) => "probability that an action of a turned agent is the attacker's".to_string(),
-            Hardship::Perturbation(PerturbationConfig::Dynamics(c)) => format!("relative change of {}", c.constant.replace('_', " ")),
-            Hardship::Perturbation(PerturbationConfig::MaliciousAction(_)) if self.label == WORST_AGENT => {
-                "probability that an action of the agent that matters most is replaced".to_string()
-            }
-            Hardship::Perturbation(perturbation) => quantity(perturbation.name()).to_string(),
+    /// What a report needs of it.
+    pub fn scale(&self) -> Scale {
+        Scale {
+            label: self.label.clone(),
+            levels: self.levels.clone(),
+            variants: self.variants.iter().map(|(label, _)| label.clone()).collect(),
+            quantity: quantity_of(&self.label),
+            has_recovery: matches!(&self.hardship, Hardship::Perturbation(p) if p.schedule().recovery_start().is_some()),
         }
     }
+}
+
+impl Scale {
+    /// An axis of which only the cells are known: their axis and levels other than 0, and whether recovery times were found.
+    pub fn of_cells(label: &str, variants: Vec<String>, levels: impl IntoIterator<Item = f64>, has_recovery: bool) -> Self {
+        let mut levels: Vec<f64> = levels.into_iter().chain([0.0]).collect();
+        levels.sort_by(f64::total_cmp);
+        levels.dedup();
+        Self { label: label.to_string(), levels, variants, quantity: quantity_of(label), has_recovery }
+    }
+}
+
+/// The label of the axis that a cell belongs to: its own, but for the variants of a search.
+pub fn axis_of(cell: &str) -> &str {
+    match cell.split_once(':') {
+        Some((WORST_AGENT, _)) => WORST_AGENT,
+        _ => cell,
+    }
+}
+
+/// What the levels of an axis with this label are.
+fn quantity_of(label: &str) -> String {
+    let (name, settings) = label.split_once('(').unwrap_or((label, ""));
+    let given = settings.split(['(', ';', ')']).find_map(|setting| setting.trim().strip_prefix("constant="));
+    if let Some(constant) = name.strip_prefix("dynamics.").or(given) {
+        return format!("relative change of {}", constant.replace('_', " "));
+    }
+    match name {
+        LEARNED_ATTACKER => "probability that an action of a turned agent is the attacker's",
+        WORST_AGENT => "probability that an action of the agent that matters most is replaced",
+        _ if ATTACKS.iter().any(|(attack, ..)| *attack == name) => "radius of the attack, in units of the features",
+        _ => quantity(name),
+    }
+    .to_string()
 }
 
 /// A name with those settings that differ from their defaults, but for the strength.
@@ -227,6 +269,27 @@ mod tests {
         let second = &axis.variants[1].1;
         assert!(matches!(second, Hardship::Perturbation(PerturbationConfig::MaliciousAction(c)) if c.agents == ["agent_1"]));
         assert_eq!(Axis::parse("observation_noise=1").unwrap().in_world(&spec).variants.len(), 1);
+    }
+
+    #[test]
+    fn a_label_tells_what_the_levels_are() {
+        for (axis, quantity) in [
+            ("observation_delay=1", "age of observations (steps)"),
+            ("dynamics.max_speed=1", "relative change of max speed"),
+            ("{ dynamics = { constant = 'mass', schedule = { burst = { start = 5, length = 5 } } } }=1", "relative change of mass"),
+            ("{ malicious_action = { count = 2 } }=1", "probability that an action is replaced"),
+            ("attack_value_l2=1", "radius of the attack, in units of the features"),
+            ("worst_agent=1", "probability that an action of the agent that matters most is replaced"),
+            ("{ learned_attacker = { count = 2 } }=1", "probability that an action of a turned agent is the attacker's"),
+        ] {
+            let scale = Axis::parse(axis).unwrap().scale();
+            assert_eq!(scale.quantity, quantity, "{axis}");
+            let again = Scale::of_cells(&scale.label, scale.variants.clone(), [1.0], scale.has_recovery);
+            assert_eq!(again, scale, "{axis}");
+            assert_eq!(scale.has_recovery, axis.contains("burst"), "{axis}");
+        }
+        assert_eq!(axis_of("worst_agent:agent_1"), "worst_agent");
+        assert_eq!(axis_of("observation_noise(law=sign)"), "observation_noise(law=sign)");
     }
 
     #[test]

@@ -157,6 +157,8 @@ const KEY_COLUMNS: [&str; 9] = ["run", "step", "policy", "axis", "level", "mode"
 /// The column that logs from before cross-play lack.
 const OPPONENTS: &str = "opponents";
 const WORST: &str = "_worst_decile";
+/// Columns that a table for other programs has besides those of a log.
+const OWNER_COLUMNS: [&str; 2] = ["method", "run_seed"];
 
 /// Columns of a log of cells besides those of the key.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -203,8 +205,9 @@ pub fn table<'a>(cells: &[Cell], owner: impl Fn(&Key) -> (&'a str, Option<u64>))
     let mut table = Tidy::default();
     let text = |of: &dyn Fn(&Key) -> String| Values::Text(cells.iter().map(|cell| of(&cell.key)).collect());
     let whole = |of: &dyn Fn(&Key) -> Option<u64>| Values::Whole(cells.iter().map(|cell| of(&cell.key)).collect());
-    table.push("method", text(&|key| owner(key).0.to_string()));
-    table.push("run_seed", whole(&|key| owner(key).1));
+    let [method, run_seed] = OWNER_COLUMNS;
+    table.push(method, text(&|key| owner(key).0.to_string()));
+    table.push(run_seed, whole(&|key| owner(key).1));
     table.push("run", text(&|key| key.run.clone()));
     table.push("step", whole(&|key| Some(key.step)));
     table.push("policy", text(&|key| key.policy.clone()));
@@ -234,6 +237,25 @@ pub fn lines(records: &[Vec<String>]) -> Vec<u8> {
 /// # Errors
 /// [`Failure::Run`] naming the file and the line.
 pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
+    Ok(parse_table(path, text)?.into_iter().map(|row| row.cell).collect())
+}
+
+/// A cell in a table for other programs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Name of the experiment that the run belongs to; nothing in a log of cells.
+    pub method: Option<String>,
+    /// Training seed of the run; nothing where actions were random.
+    pub run_seed: Option<u64>,
+    /// The cell.
+    pub cell: Cell,
+}
+
+/// Reads a table that [`table`] made, or a log; an unfinished last line is left out.
+///
+/// # Errors
+/// [`Failure::Run`] naming the file and the line.
+pub fn parse_table(path: &Path, text: &[u8]) -> Result<Vec<Row>> {
     let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
     let broken = |reason: String| {
         Failure::run_with_help(
@@ -243,7 +265,7 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
     };
     let mut reader = csv::Reader::from_reader(&text[..finished]);
     let header = reader.headers().map_err(|e| broken(e.to_string()))?.clone();
-    let mut cells = Vec::new();
+    let mut rows = Vec::new();
     for (i, record) in reader.records().enumerate() {
         let line = i + 2;
         let record = record.map_err(|e| broken(e.to_string()))?;
@@ -254,7 +276,7 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
             text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a whole number")))
         };
         let (mut scores, mut numbers) = (BTreeMap::new(), BTreeMap::new());
-        for (name, _) in fields.iter().filter(|(name, text)| !text.is_empty() && !KEY_COLUMNS.contains(name)) {
+        for (name, _) in fields.iter().filter(|(name, text)| !text.is_empty() && !KEY_COLUMNS.contains(name) && !OWNER_COLUMNS.contains(name)) {
             let value = |name: &str| -> Result<f64> {
                 let text = field(name)?;
                 text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a number")))
@@ -276,9 +298,12 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
             episodes: number("episodes")? as usize,
             opponents: fields.get(OPPONENTS).copied().unwrap_or_default().to_string(),
         };
-        cells.push(Cell { key, scores, numbers });
+        let [method, run_seed] = OWNER_COLUMNS;
+        let is_given = fields.get(run_seed).is_some_and(|text| !text.is_empty());
+        let run_seed = if is_given { Some(number(run_seed)?) } else { None };
+        rows.push(Row { method: fields.get(method).map(ToString::to_string), run_seed, cell: Cell { key, scores, numbers } });
     }
-    Ok(cells)
+    Ok(rows)
 }
 
 #[cfg(test)]

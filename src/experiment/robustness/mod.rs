@@ -17,6 +17,7 @@ pub mod cell;
 pub mod cross_play;
 pub mod evaluate;
 pub mod recovery;
+pub mod pooled;
 pub mod report;
 mod summary;
 pub mod tidy;

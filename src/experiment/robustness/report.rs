@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::axis::Axis;
+use super::axis::Scale;
 use super::cell::{Cell, Score};
 use crate::plot::aggregate::{
     area_under_curve, crossing, interquartile_mean, interval, mean, performance_profile, probability_of_improvement,
@@ -24,7 +24,7 @@ pub struct Method {
 /// Cells, ready to be asked.
 pub struct Report<'a> {
     pub(super) methods: &'a [Method],
-    pub(super) axes: &'a [Axis],
+    pub(super) axes: &'a [Scale],
     baseline: usize,
     pub(super) metric: &'a str,
     scores: BTreeMap<(&'a str, &'a str, &'a str), Score>,
@@ -55,7 +55,7 @@ ascent finds and at most each upper bound.";
 
 impl<'a> Report<'a> {
     /// The cells of `methods` over `axes`, by their score `metric`.
-    pub fn new(methods: &'a [Method], axes: &'a [Axis], baseline: usize, cells: &'a [Cell], metric: &'a str, environment: &'a str) -> Self {
+    pub fn new(methods: &'a [Method], axes: &'a [Scale], baseline: usize, cells: &'a [Cell], metric: &'a str, environment: &'a str) -> Self {
         let key = |cell: &'a Cell| (cell.key.run.as_str(), cell.key.axis.as_str(), cell.key.level.as_str());
         let scores = cells.iter().filter_map(|cell| Some((key(cell), *cell.scores.get(metric)?))).collect();
         let numbers = cells.iter().map(|cell| (key(cell), &cell.numbers)).collect();
@@ -63,14 +63,14 @@ impl<'a> Report<'a> {
         Self { methods, axes, baseline, metric, scores, numbers, uniform, environment }
     }
 
-    pub(super) fn score(&self, run: &str, axis: &Axis, level: f64) -> Option<Score> {
+    pub(super) fn score(&self, run: &str, axis: &Scale, level: f64) -> Option<Score> {
         let level_text = level.to_string();
         let at = |label: &str| self.scores.get(&(run, label, level_text.as_str())).copied();
         if level == 0.0 {
             return at("none");
         }
         // Of several variants the worst one counts, once all are known.
-        let found: Vec<Score> = axis.variants.iter().map(|(label, _)| at(label)).collect::<Option<_>>()?;
+        let found: Vec<Score> = axis.variants.iter().map(|label| at(label)).collect::<Option<_>>()?;
         found.into_iter().min_by(|a, b| a.mean.total_cmp(&b.mean))
     }
 
@@ -81,12 +81,12 @@ impl<'a> Report<'a> {
     }
 
     /// Values at each level of an axis, of one run.
-    fn curve(&self, run: &str, axis: &Axis) -> Option<Vec<f64>> {
+    fn curve(&self, run: &str, axis: &Scale) -> Option<Vec<f64>> {
         axis.levels.iter().map(|&level| self.score(run, axis, level).map(|s| s.mean)).collect()
     }
 
     /// Area under the curve of each seed.
-    fn areas(&self, method: &Method, axis: &Axis) -> BTreeMap<u64, f64> {
+    fn areas(&self, method: &Method, axis: &Scale) -> BTreeMap<u64, f64> {
         let area = |run: &String| area_under_curve(&axis.levels, &self.curve(run, axis)?);
         method.runs.iter().filter_map(|(seed, run)| Some((*seed, area(run)?))).collect()
     }
@@ -97,7 +97,7 @@ impl<'a> Report<'a> {
     }
 
     /// Mean over seeds at each level.
-    fn mean_curve(&self, method: &Method, axis: &Axis) -> Vec<f64> {
+    fn mean_curve(&self, method: &Method, axis: &Scale) -> Vec<f64> {
         let curves: Vec<Vec<f64>> = method.runs.values().filter_map(|run| self.curve(run, axis)).collect();
         (0..axis.levels.len()).map(|i| curves.iter().map(|c| c[i]).sum::<f64>() / curves.len().max(1) as f64).collect()
     }
@@ -115,7 +115,7 @@ impl<'a> Report<'a> {
         sections
     }
 
-    fn axis_section(&self, axis: &Axis) -> Section {
+    fn axis_section(&self, axis: &Scale) -> Section {
         let base = &self.methods[self.baseline];
         let base_areas = self.areas(base, axis);
         let mut header: Vec<String> = vec!["method".to_string(), "seeds".to_string()];
@@ -186,7 +186,7 @@ impl<'a> Report<'a> {
 
     /// Return against level with its band, one panel per axis.
     pub fn level_curves(&self) -> Vec<Panel> {
-        let series = |axis: &Axis, method: &Method| {
+        let series = |axis: &Scale, method: &Method| {
             let points = axis.levels.iter().filter_map(|&level| {
                 let values: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
                 Summary::of(&values).map(|s| Point { x: level, y: s.mean, half_width: s.half_width })
@@ -195,10 +195,10 @@ impl<'a> Report<'a> {
             let label = if n > 1 { format!("{} ({n} seeds)", method.label) } else { method.label.clone() };
             Series { label, points: points.collect() }
         };
-        let panel = |axis: &Axis| Panel {
+        let panel = |axis: &Scale| Panel {
             title: format!("{}: {}", self.environment, axis.label),
             note: "mean over seeds, band: 95 % interval over seeds".to_string(),
-            x_label: axis.quantity(),
+            x_label: axis.quantity.clone(),
             y_label: self.metric.replace('_', " "),
             series: self.methods.iter().map(|method| series(axis, method)).collect(),
         };
@@ -208,7 +208,7 @@ impl<'a> Report<'a> {
     /// Share of all scores above a threshold, over seeds, axes and levels.
     pub fn profile(&self) -> Panel {
         let all = |method: &Method| -> Vec<Vec<f64>> {
-            let at = |axis: &Axis, level: f64| method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
+            let at = |axis: &Scale, level: f64| method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
             self.axes.iter().flat_map(|axis| axis.levels.iter().map(move |&level| at(axis, level))).collect()
         };
         let scores: Vec<Vec<Vec<f64>>> = self.methods.iter().map(all).collect();
@@ -260,6 +260,7 @@ pub(super) fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) ->
 #[cfg(test)]
 mod tests {
     use super::super::cell::Key;
+    use super::super::axis::Axis;
     use super::*;
 
     fn cell(run: &str, axis: &str, level: f64, value: f64) -> Cell {
@@ -279,7 +280,7 @@ mod tests {
     }
 
     /// The baseline falls from 10 by 20 per level, the other starts at 9 and falls by 10; seeds differ by a constant.
-    fn example() -> (Vec<Method>, Vec<Axis>, Vec<Cell>) {
+    fn example() -> (Vec<Method>, Vec<Scale>, Vec<Cell>) {
         let (mut methods, mut cells) = (Vec::new(), Vec::new());
         for (label, start, slope) in [("plain", 10.0, -20.0), ("robust", 9.0, -10.0)] {
             let mut runs = BTreeMap::new();
@@ -293,7 +294,7 @@ mod tests {
             }
             methods.push(Method { label: label.to_string(), runs });
         }
-        (methods, vec![Axis::parse("observation_noise=0.1,0.3").unwrap()], cells)
+        (methods, vec![Axis::parse("observation_noise=0.1,0.3").unwrap().scale()], cells)
     }
 
     #[test]
@@ -301,7 +302,7 @@ mod tests {
         let (methods, axes, cells) = example();
         let sections = Report::new(&methods, &axes, 0, &cells, "r", "world").sections();
         let column = |section: &Section, row: usize, name: &str| {
-            section.rows[row][section.header.iter().position(|h| h.starts_with(name)).unwrap()].clone()
+            section.rows[row][section.header.iter().position(|h| h.starts_with(name)).unwrap().scale()].clone()
         };
         let axis = &sections[0];
         // Means over the seeds 0 to 4 add 2; the areas are those of lines: their values at the middle, 0.15.
@@ -362,7 +363,7 @@ mod tests {
     #[test]
     fn recovery_times_say_what_was_not_seen() {
         let (methods, _, mut cells) = example();
-        let axes = [Axis::parse("{ observation_noise = { schedule = { burst = { start = 5, length = 5 } } } }=0.1,0.3").unwrap()];
+        let axes = [Axis::parse("{ observation_noise = { schedule = { burst = { start = 5, length = 5 } } } }=0.1,0.3").unwrap().scale()];
         for cell in cells.iter_mut().filter(|cell| cell.key.level != "0") {
             cell.key.axis = axes[0].label.clone();
             let is_late = cell.key.run == "robust-3" && cell.key.level == "0.3";

@@ -1,6 +1,6 @@
 //! What finished cells say of each method at each level.
 
-use super::axis::Axis;
+use super::axis::Scale;
 use super::cell::{LIPSCHITZ, LIPSCHITZ_BOUNDS, recovery_names};
 use super::report::{Method, Report, with_interval};
 use super::tidy::{Tidy, Values};
@@ -13,13 +13,13 @@ type Estimate = (Option<f64>, Option<(f64, f64)>);
 
 impl Report<'_> {
     /// Values of a method's runs without perturbation and at a level, of those that have both.
-    fn pairs(&self, method: &Method, axis: &Axis, level: f64) -> Vec<(f64, f64)> {
+    fn pairs(&self, method: &Method, axis: &Scale, level: f64) -> Vec<(f64, f64)> {
         let pair = |run: &String| Some((self.score(run, axis, 0.0)?.mean, self.score(run, axis, level)?.mean));
         method.runs.values().filter_map(pair).collect()
     }
 
     /// Relative drop of a method at a level; nothing if random actions were not played.
-    fn relative_drop(&self, method: &Method, axis: &Axis, level: f64) -> Estimate {
+    fn relative_drop(&self, method: &Method, axis: &Scale, level: f64) -> Estimate {
         let Some(uniform) = self.uniform else { return (None, None) };
         let strata = [self.pairs(method, axis, level)];
         let of = |methods: &[Vec<Vec<(f64, f64)>>]| relative_drop(&methods[0][0], uniform);
@@ -27,7 +27,7 @@ impl Report<'_> {
     }
 
     /// Relative drops on an axis; nothing if random actions were not played.
-    pub(super) fn drop_section(&self, axis: &Axis) -> Option<Section> {
+    pub(super) fn drop_section(&self, axis: &Scale) -> Option<Section> {
         self.uniform?;
         let levels = || axis.levels.iter().copied().filter(|level| *level != 0.0);
         let header = ["method".to_string(), "seeds".to_string()].into_iter().chain(levels().map(|level| level.to_string()));
@@ -43,12 +43,12 @@ impl Report<'_> {
     }
 
     /// Recovery times of a method's runs at a level, and how many of them are censored.
-    fn recovery(&self, method: &Method, axis: &Axis, level: f64) -> (Option<Summary>, usize) {
+    fn recovery(&self, method: &Method, axis: &Scale, level: f64) -> (Option<Summary>, usize) {
         // Whose rewards the metric looks at; the world's own numbers are not rewards.
         let group = self.metric.strip_prefix("return_").filter(|group| *group != "team_sum");
         let [time, is_censored] = recovery_names(group.unwrap_or("agent_mean"));
         let of = |name: &str| -> Vec<f64> {
-            if axis.has_recovery() {
+            if axis.has_recovery {
                 method.runs.values().filter_map(|run| self.number(run, &axis.label, level, name)).collect()
             } else {
                 Vec::new()
@@ -58,8 +58,8 @@ impl Report<'_> {
     }
 
     /// Recovery times on an axis; nothing if there is nothing to recover from.
-    pub(super) fn recovery_section(&self, axis: &Axis) -> Option<Section> {
-        if !axis.has_recovery() {
+    pub(super) fn recovery_section(&self, axis: &Scale) -> Option<Section> {
+        if !axis.has_recovery {
             return None;
         }
         let levels = || axis.levels.iter().copied().filter(|level| *level != 0.0);
@@ -111,7 +111,7 @@ impl Report<'_> {
                 rows.extend(axis.levels.iter().map(|&level| (axis, method, level)));
             }
         }
-        let mean = |&(axis, method, level): &(&Axis, &Method, f64)| {
+        let mean = |&(axis, method, level): &(&Scale, &Method, f64)| {
             let values: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
             Summary::of(&values)
         };
@@ -128,7 +128,7 @@ impl Report<'_> {
         table.push("relative_drop", Values::Real(drops.iter().map(|(value, _)| *value).collect()));
         table.push("relative_drop_low", Values::Real(drops.iter().map(|(_, interval)| Some(interval.as_ref()?.0)).collect()));
         table.push("relative_drop_high", Values::Real(drops.iter().map(|(_, interval)| Some(interval.as_ref()?.1)).collect()));
-        if self.axes.iter().any(Axis::has_recovery) {
+        if self.axes.iter().any(|axis| axis.has_recovery) {
             let times: Vec<(Option<Summary>, usize)> =
                 rows.iter().map(|(axis, method, level)| self.recovery(method, axis, *level)).collect();
             table.push("recovery_steps", Values::Real(times.iter().map(|(time, _)| Some(time.as_ref()?.mean)).collect()));
