@@ -89,6 +89,8 @@ pub struct Transitions {
     pub continuous_actions: Vec<f32>,
     /// `[row, agent]`: discounted sum of the rewards on the way.
     pub rewards: Vec<f32>,
+    /// `[row]`: what rewards of 1 would have added up to on the way.
+    pub weights: Vec<f32>,
     /// `[row, agent, observation_width]`: at the end of the way.
     pub next_observations: Vec<f32>,
     /// `[row, state_dim]`.
@@ -106,6 +108,7 @@ impl Transitions {
             &mut self.states,
             &mut self.continuous_actions,
             &mut self.rewards,
+            &mut self.weights,
             &mut self.next_observations,
             &mut self.next_states,
             &mut self.bootstrap,
@@ -259,7 +262,7 @@ impl Replay {
         let agents = self.n_agents;
         let begin = out.rewards.len();
         out.rewards.resize(begin + agents, 0.0);
-        let (mut row, mut factor) = (first, 1.0);
+        let (mut row, mut factor, mut weight) = (first, 1.0, 0.0);
         for _ in 0..config.n_step {
             if ring.rows[row] == Row::Newest {
                 break;
@@ -267,6 +270,7 @@ impl Replay {
             for (sum, reward) in out.rewards[begin..].iter_mut().zip(&ring.rewards[row * agents..(row + 1) * agents]) {
                 *sum += factor * reward;
             }
+            weight += factor;
             factor *= discount;
             let kind = ring.rows[row];
             row = (row + 1) % self.capacity;
@@ -292,6 +296,7 @@ impl Replay {
         if self.is_discrete {
             out.discrete_actions.extend_from_slice(&ring.discrete_actions[first * agents..(first + 1) * agents]);
         }
+        out.weights.push(weight);
         out.bootstrap.push(factor);
         out.rows += 1;
     }
@@ -484,6 +489,20 @@ mod tests {
         let found = drawn(&replay, 3, true);
         assert!(found.contains(&(2.0, 0, 2.5 + DISCOUNT * 3.5, 4.0, 0.0)) && found.contains(&(1.0, 1, three(1.0), 4.0, 0.0)));
         assert!(found.contains(&(0.0, 0, three(0.0), 3.0, 0.125)));
+    }
+
+    #[test]
+    fn weights_are_the_sums_of_rewards_of_one() {
+        let mut replay = Replay::new(&spec(), 1, &capacity(100), false).unwrap();
+        let steps = batch(0, 9);
+        replay.extend(&RolloutBatch { rewards: vec![1.0; steps.rewards.len()], ..steps });
+        let (mut rng, mut out) = (Rng::from_seed(1), Transitions::default());
+        for n_step in [1, 3] {
+            replay.sample(&ReplayConfig { n_step, ..ReplayConfig::default() }, DISCOUNT, &mut rng, &mut out);
+            assert_eq!(out.weights, out.rewards);
+        }
+        // One, two and three steps are among them.
+        assert!([1.0, 1.5, 1.75].iter().all(|weight| out.weights.contains(weight)), "{:?}", out.weights);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::nn::RewardScale;
+
 /// How rewards are scaled before they are learned from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -10,6 +12,20 @@ pub enum RewardScaling {
     None,
     /// Divided by the running deviation of the discounted return.
     ReturnStd,
+    /// Brought to running mean 0 and deviation 1, as EPyMARL's `standardise_rewards`. That shifts every step by the same amount, which
+    /// changes what is best where episodes can end early.
+    Standardize,
+}
+
+impl RewardScaling {
+    /// The scale of the rewards of so many parallel episodes. One that is not used is kept too, so that all checkpoints have the same
+    /// arrays.
+    pub fn scale(self, slots: usize, discount: f64) -> RewardScale {
+        match self {
+            Self::None | Self::ReturnStd => RewardScale::of_returns(slots, discount as f32),
+            Self::Standardize => RewardScale::of_rewards(slots),
+        }
+    }
 }
 
 /// Scaled rewards are clamped to this size.

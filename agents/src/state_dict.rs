@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use steadfast_envs::{Rng, SnapshotReader, SnapshotWriter};
 
 use crate::AgentError;
-use crate::nn::{Adam, AdamState, Mlp, ReturnScale, RunningNorm, RunningNormState};
+use crate::nn::{Adam, AdamState, Mlp, RewardScale, RunningNorm, RunningNormState};
 
 /// A saved array.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,17 +158,17 @@ impl StateDict {
     }
 
     /// Adds the statistics of rewards.
-    pub fn put_return_scale(&mut self, prefix: &str, scale: &ReturnScale) {
+    pub fn put_reward_scale(&mut self, prefix: &str, scale: &RewardScale) {
         let (returns, statistics) = scale.state();
         self.put_f32(format!("{prefix}.returns"), &[returns.len()], returns);
         self.put_norm(prefix, &statistics);
     }
 
-    /// Loads what [`StateDict::put_return_scale`] added.
+    /// Loads what [`StateDict::put_reward_scale`] added.
     ///
     /// # Errors
     /// [`AgentError::State`] naming the array that does not fit.
-    pub fn load_return_scale(&self, prefix: &str, scale: &mut ReturnScale) -> Result<(), AgentError> {
+    pub fn load_reward_scale(&self, prefix: &str, scale: &mut RewardScale) -> Result<(), AgentError> {
         let n = scale.state().0.len();
         scale.load_state(self.f32(&format!("{prefix}.returns"), n)?, &self.norm(prefix, 1)?)
     }

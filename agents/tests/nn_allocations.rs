@@ -8,7 +8,7 @@ use steadfast_agents::nn::categorical::{self, CategoricalWork};
 use steadfast_agents::nn::gaussian::{self, GaussianWork, KlGradients};
 use steadfast_agents::nn::squashed_gaussian::{self, ActionBox, SquashedWork};
 use steadfast_agents::nn::{
-    Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, distance, squared_norm,
+    Activation, Adam, AdamConfig, Mlp, RewardScale, RunningNorm, Trace, Workspace, clip_scale, distance, squared_norm,
 };
 use steadfast_envs::Rng;
 
@@ -64,7 +64,7 @@ fn an_update_allocates_nothing_after_warm_up() {
         (CategoricalWork::default(), GaussianWork::default(), SquashedWork::default());
     let bounds = ActionBox::new(&[-1.0; 5], &[1.0; 5]).unwrap();
     let (log_std, mut d_log_std) = ([0.1; 5], [0.0; 5]);
-    let (mut norm, mut scale) = (RunningNorm::new(input), ReturnScale::new(rows, 0.99));
+    let (mut norm, mut scale) = (RunningNorm::new(input), RewardScale::of_returns(rows, 0.99));
     let ended = vec![false; rows];
     let mut update = |rng: &mut Rng| {
         net.forward(&x, rows, &mut a, &mut work);

@@ -38,7 +38,7 @@ use crate::explore::greedy;
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
 use crate::nn::squashed_gaussian::ActionBox;
-use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
+use crate::nn::{Activation, Adam, AdamConfig, Mlp, RewardScale, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
 use crate::ranges::Ranges;
 use crate::regularizers::RegularizerConfig;
 use crate::regularizers::action::{ActionAttack, ActionRegularizerConfig, ActionSums};
@@ -113,7 +113,7 @@ pub struct MaddpgConfig {
     pub minimax: Option<MinimaxConfig>,
     /// Whether observations are normalised by their running mean and deviation.
     pub normalize_observations: bool,
-    /// How rewards are scaled: `none` or `return_std`.
+    /// How rewards are scaled: `none`, `return_std` or `standardize`.
     pub reward_scaling: RewardScaling,
     /// Which reward an agent learns from: `individual` or `team_mean`.
     pub reward_sharing: RewardSharing,
@@ -272,7 +272,7 @@ pub struct Maddpg {
     layout: Layout,
     teams: Vec<Vec<usize>>,
     groups: Vec<Group>,
-    return_scale: ReturnScale,
+    reward_scale: RewardScale,
     replay: Replay,
     transitions: Transitions,
     minibatch: Minibatch,
@@ -341,7 +341,7 @@ impl Maddpg {
             layout,
             teams,
             groups,
-            return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
+            reward_scale: config.reward_scaling.scale(n_slots * spec.n_agents(), config.discount),
             replay: Replay::new(spec, n_slots, &config.replay, false)?,
             transitions: Transitions::default(),
             minibatch: Minibatch::default(),
@@ -400,8 +400,8 @@ impl Maddpg {
         if config.reward_sharing == RewardSharing::TeamMean {
             share_rewards(self.teams.iter().map(Vec::as_slice), self.n_agents, &mut m.rewards);
         }
-        if config.reward_scaling == RewardScaling::ReturnStd {
-            self.return_scale.normalize(&mut m.rewards, config.replay.n_step as f32 * REWARD_CLIP);
+        if config.reward_scaling != RewardScaling::None {
+            self.reward_scale.normalize_sums(&mut m.rewards, &batch.weights, config.replay.n_step as f32 * REWARD_CLIP);
         }
         for observations in [&mut m.observations, &mut m.next_observations] {
             observations.resize(batch.rows * layout.observation, 0.0);
@@ -569,14 +569,14 @@ impl Maddpg {
                 smoothing.measure_units(&group.input);
             }
         }
-        if self.config.reward_scaling == RewardScaling::ReturnStd {
+        if self.config.reward_scaling != RewardScaling::None {
             let rewards = &mut self.minibatch.rewards;
             rewards.clear();
             rewards.extend_from_slice(&batch.rewards);
             if self.config.reward_sharing == RewardSharing::TeamMean {
                 share_rewards(self.teams.iter().map(Vec::as_slice), batch.n_agents, rewards);
             }
-            self.return_scale.observe(rewards, batch);
+            self.reward_scale.observe(rewards, batch);
         }
     }
 
@@ -822,7 +822,7 @@ impl Learner for Maddpg {
                 smoothing.save(&format!("{name}.regularizer."), &mut state);
             }
         }
-        state.put_return_scale("return_scale", &self.return_scale);
+        state.put_reward_scale("return_scale", &self.reward_scale);
         self.replay.save(PREFIX, &mut state);
         state.put_rng("minibatches.rng", &self.rng);
         state.put_bounds("lipschitz_bounds", self.lipschitz);
@@ -852,7 +852,7 @@ impl Learner for Maddpg {
                 smoothing.load(&format!("{name}.regularizer."), state)?;
             }
         }
-        state.load_return_scale("return_scale", &mut self.return_scale)?;
+        state.load_reward_scale("return_scale", &mut self.reward_scale)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         if let Some(adversary) = &mut self.adversary {

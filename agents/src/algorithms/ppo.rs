@@ -36,7 +36,7 @@ use crate::AgentError;
 use crate::acting::{Acting, Actor, ValueSource};
 use crate::head::{ActionRows, Evaluation, PolicyHead};
 use crate::learner::{Learner, Metrics};
-use crate::nn::{Activation, Adam, AdamConfig, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
+use crate::nn::{Activation, Adam, AdamConfig, Mlp, RewardScale, RunningNorm, Trace, Workspace, clip_scale, exp_in_place, squared_norm};
 use crate::ranges::Ranges;
 use crate::regularizers::RegularizerConfig;
 use crate::regularizers::adversary::{AdversarialTrainingConfig, Adversary};
@@ -122,7 +122,7 @@ pub struct PpoConfig {
     pub advantage_normalization: AdvantageNormalization,
     /// Whether observations are normalised by their running mean and deviation.
     pub normalize_observations: bool,
-    /// How rewards are scaled: `none` or `return_std`.
+    /// How rewards are scaled: `none`, `return_std` or `standardize`.
     pub reward_scaling: RewardScaling,
     /// Which reward an agent learns from: `individual` or `team_mean`.
     pub reward_sharing: RewardSharing,
@@ -324,7 +324,7 @@ pub struct Ppo {
     states: Vec<f32>,
     final_states: Vec<f32>,
     rewards: Vec<f32>,
-    return_scale: ReturnScale,
+    reward_scale: RewardScale,
     rng: Rng,
     updates: u64,
     /// The last lower and upper bound of the Lipschitz constant, which are not measured in every update.
@@ -376,7 +376,7 @@ impl Ppo {
             states: Vec::new(),
             final_states: Vec::new(),
             rewards: Vec::new(),
-            return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
+            reward_scale: config.reward_scaling.scale(n_slots * spec.n_agents(), config.discount),
             rng: seeds.child("minibatches").rng(),
             updates: 0,
             lipschitz: None,
@@ -632,7 +632,7 @@ impl Learner for Ppo {
             }
         }
         state.put_norm("state", &self.state_norm.state());
-        state.put_return_scale("return_scale", &self.return_scale);
+        state.put_reward_scale("return_scale", &self.reward_scale);
         state.put_rng("minibatches.rng", &self.rng);
         state.put_bounds("lipschitz_bounds", self.lipschitz);
         if let Some(adversary) = &self.adversary {
@@ -660,7 +660,7 @@ impl Learner for Ppo {
             }
         }
         state.load_norm("state", &mut self.state_norm)?;
-        state.load_return_scale("return_scale", &mut self.return_scale)?;
+        state.load_reward_scale("return_scale", &mut self.reward_scale)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         if let Some(adversary) = &mut self.adversary {
@@ -691,9 +691,9 @@ impl Ppo {
         if self.config.reward_sharing == RewardSharing::TeamMean {
             share_rewards(self.teams.iter().map(Vec::as_slice), batch.n_agents, &mut self.rewards);
         }
-        if self.config.reward_scaling == RewardScaling::ReturnStd {
-            self.return_scale.observe(&self.rewards, batch);
-            self.return_scale.normalize(&mut self.rewards, REWARD_CLIP);
+        if self.config.reward_scaling != RewardScaling::None {
+            self.reward_scale.observe(&self.rewards, batch);
+            self.reward_scale.normalize(&mut self.rewards, REWARD_CLIP);
         }
     }
 

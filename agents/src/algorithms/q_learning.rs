@@ -39,7 +39,7 @@ use crate::explore::{ExplorationConfig, greedy};
 use crate::head::PolicyHead;
 use crate::learner::{Learner, Metrics};
 use crate::nn::{
-    Activation, Adam, AdamConfig, Combined, Mixer, Mixing, Mlp, ReturnScale, RunningNorm, Trace, Workspace, clip_scale, squared_norm,
+    Activation, Adam, AdamConfig, Combined, Mixer, Mixing, Mlp, RewardScale, RunningNorm, Trace, Workspace, clip_scale, squared_norm,
 };
 use crate::ranges::Ranges;
 use crate::regularizers::RegularizerConfig;
@@ -97,7 +97,7 @@ pub struct QLearningConfig {
     pub max_gradient_norm: f64,
     /// Whether observations and states are normalised by their running mean and deviation.
     pub normalize_observations: bool,
-    /// How rewards are scaled: `none` or `return_std`.
+    /// How rewards are scaled: `none`, `return_std` or `standardize`.
     pub reward_scaling: RewardScaling,
     /// Which reward an agent learns from without a mixer: `individual` or `team_mean`. A mixer needs the team's.
     pub reward_sharing: RewardSharing,
@@ -258,7 +258,7 @@ pub struct QLearning {
     /// Team and member of each agent.
     membership: Vec<(usize, usize)>,
     state_norm: RunningNorm,
-    return_scale: ReturnScale,
+    reward_scale: RewardScale,
     replay: Replay,
     transitions: Transitions,
     rewards: Vec<f32>,
@@ -323,7 +323,7 @@ impl QLearning {
             teams,
             membership,
             state_norm: RunningNorm::new(if with_state { spec.state_dim } else { 0 }),
-            return_scale: ReturnScale::new(n_slots * spec.n_agents(), config.discount as f32),
+            reward_scale: config.reward_scaling.scale(n_slots * spec.n_agents(), config.discount),
             replay: Replay::new(spec, n_slots, &config.replay, with_state)?,
             transitions: Transitions::default(),
             rewards: Vec::new(),
@@ -399,8 +399,8 @@ impl QLearning {
             let teams = self.teams.iter().map(|team| team.agents.as_slice());
             share_rewards(teams, self.n_agents, &mut self.rewards);
         }
-        if config.reward_scaling == RewardScaling::ReturnStd {
-            self.return_scale.normalize(&mut self.rewards, config.replay.n_step as f32 * REWARD_CLIP);
+        if config.reward_scaling != RewardScaling::None {
+            self.reward_scale.normalize_sums(&mut self.rewards, &batch.weights, config.replay.n_step as f32 * REWARD_CLIP);
         }
         if config.normalize_observations && self.state_norm.features() > 0 {
             for states in [&mut batch.states, &mut batch.next_states] {
@@ -478,13 +478,13 @@ impl QLearning {
         if self.config.normalize_observations && self.state_norm.features() > 0 {
             self.state_norm.update(&batch.states[..batch.n_steps * batch.n_slots * batch.state_dim]);
         }
-        if self.config.reward_scaling == RewardScaling::ReturnStd {
+        if self.config.reward_scaling != RewardScaling::None {
             self.rewards.clear();
             self.rewards.extend_from_slice(&batch.rewards);
             if self.config.reward_sharing == RewardSharing::TeamMean {
                 share_rewards(self.teams.iter().map(|team| team.agents.as_slice()), batch.n_agents, &mut self.rewards);
             }
-            self.return_scale.observe(&self.rewards, batch);
+            self.reward_scale.observe(&self.rewards, batch);
         }
     }
 
@@ -934,7 +934,7 @@ impl Learner for QLearning {
             }
         }
         state.put_norm("state", &self.state_norm.state());
-        state.put_return_scale("return_scale", &self.return_scale);
+        state.put_reward_scale("return_scale", &self.reward_scale);
         self.replay.save(PREFIX, &mut state);
         state.put_rng("minibatches.rng", &self.rng);
         state.put_bounds("lipschitz_bounds", self.lipschitz);
@@ -974,7 +974,7 @@ impl Learner for QLearning {
             }
         }
         state.load_norm("state", &mut self.state_norm)?;
-        state.load_return_scale("return_scale", &mut self.return_scale)?;
+        state.load_reward_scale("return_scale", &mut self.reward_scale)?;
         self.rng = state.rng("minibatches.rng")?;
         self.lipschitz = state.bounds("lipschitz_bounds")?;
         self.exploration = state.f64("exploration", 1)?[0];

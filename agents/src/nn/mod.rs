@@ -22,7 +22,7 @@ pub use distribution::{categorical, distance, gaussian, squashed_gaussian};
 pub use kernel::{Isa, exp_in_place, isa, set_isa};
 pub use mixer::{Combined, Mixer, Mixing};
 pub use mlp::{Mlp, Trace, Workspace};
-pub use normalizer::{ReturnScale, RunningNorm, RunningNormState};
+pub use normalizer::{RewardScale, RunningNorm, RunningNormState};
 pub use optimizer::{Adam, AdamConfig, AdamState, clip_scale, squared_norm};
 pub use tangent::Tangent;
 pub use tensors::{NamedTensor, TensorLookup};

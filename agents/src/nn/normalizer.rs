@@ -154,22 +154,30 @@ impl RunningNorm {
     }
 }
 
-/// Scales rewards by the running standard deviation of discounted returns, which are accumulated per slot.
+/// Scales rewards by the running standard deviation of discounted returns, which are accumulated per slot, or by running mean and
+/// deviation of the rewards themselves.
 ///
-/// As `VecNormalize` of Stable-Baselines3: `R = discount · R + r` per slot, the variance of all `R` seen is updated, the
+/// The former as `VecNormalize` of Stable-Baselines3: `R = discount · R + r` per slot, the variance of all `R` seen is updated, the
 /// reward is divided by its root (never shifted), and `R` restarts at zero when an episode ends.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ReturnScale {
+pub struct RewardScale {
     discount: f32,
     returns: Vec<f32>,
     norm: RunningNorm,
+    is_centred: bool,
     ended: Vec<bool>,
 }
 
-impl ReturnScale {
-    /// For `slots` parallel episodes.
-    pub fn new(slots: usize, discount: f32) -> Self {
-        Self { discount, returns: vec![0.0; slots], norm: RunningNorm::new(1), ended: Vec::new() }
+impl RewardScale {
+    /// By the deviation of returns, for `slots` parallel episodes.
+    pub fn of_returns(slots: usize, discount: f32) -> Self {
+        Self { discount, returns: vec![0.0; slots], norm: RunningNorm::new(1), is_centred: false, ended: Vec::new() }
+    }
+
+    /// By mean and deviation of rewards, for `slots` parallel episodes.
+    pub fn of_rewards(slots: usize) -> Self {
+        // A return without a future is a reward.
+        Self { is_centred: true, ..Self::of_returns(slots, 0.0) }
     }
 
     /// Includes the rewards `[time, slot, agent]` of a batch, whose agents count as slots of their own.
@@ -195,7 +203,7 @@ impl ReturnScale {
     /// # Panics
     /// If a slice does not have one element per slot.
     pub fn update(&mut self, rewards: &[f32], ended: &[bool]) {
-        assert!(rewards.len() == self.returns.len() && ended.len() == self.returns.len(), "slots of ReturnScale::update");
+        assert!(rewards.len() == self.returns.len() && ended.len() == self.returns.len(), "slots of RewardScale::update");
         for (sum, reward) in self.returns.iter_mut().zip(rewards) {
             *sum = self.discount * *sum + reward;
         }
@@ -207,10 +215,28 @@ impl ReturnScale {
         }
     }
 
-    /// Divides `rewards` by the standard deviation and limits them to `±clip`.
+    /// Brings `rewards` to scale and limits them to `±clip`.
     pub fn normalize(&self, rewards: &mut [f32], clip: f32) {
-        let std = self.std();
-        rewards.iter_mut().for_each(|r| *r = (*r / std).clamp(-clip, clip));
+        let (mean, std) = (self.mean(), self.std());
+        rewards.iter_mut().for_each(|r| *r = ((*r - mean) / std).clamp(-clip, clip));
+    }
+
+    /// The same for sums of rewards `[row, agent]`, of which `weights[row]` says what rewards of 1 would have added up to.
+    ///
+    /// # Panics
+    /// If `sums` are not rows of equal width.
+    pub fn normalize_sums(&self, sums: &mut [f32], weights: &[f32], clip: f32) {
+        let (mean, std) = (self.mean(), self.std());
+        assert!(sums.is_empty() || sums.len().is_multiple_of(weights.len()), "rows of RewardScale::normalize_sums");
+        let width = sums.len().checked_div(weights.len()).unwrap_or(1).max(1);
+        for (sums, weight) in sums.chunks_exact_mut(width).zip(weights) {
+            sums.iter_mut().for_each(|sum| *sum = ((*sum - weight * mean) / std).clamp(-clip, clip));
+        }
+    }
+
+    /// What is subtracted from each reward; 0 unless it is the mean.
+    fn mean(&self) -> f32 {
+        if self.is_centred { self.norm.mean()[0] as f32 } else { 0.0 }
     }
 
     /// The standard deviation rewards are divided by; 1 before the first update.
@@ -293,7 +319,7 @@ mod tests {
 
     #[test]
     fn returns_restart_at_the_end_of_an_episode() {
-        let mut scale = ReturnScale::new(2, 0.5);
+        let mut scale = RewardScale::of_returns(2, 0.5);
         scale.update(&[1.0, 2.0], &[false, true]);
         scale.update(&[1.0, 2.0], &[false, false]);
         let (returns, statistics) = scale.state();
@@ -303,9 +329,34 @@ mod tests {
         let mut out = [1.0];
         scale.normalize(&mut out, 10.0);
         assert!((f64::from(out[0]) - 1.0 / 0.171_875_f64.sqrt()).abs() < 1e-5);
-        let mut again = ReturnScale::new(2, 0.5);
+        let mut again = RewardScale::of_returns(2, 0.5);
         again.load_state(returns, &statistics).unwrap();
         assert_eq!(again, scale);
+    }
+
+    #[test]
+    fn standardised_rewards_have_mean_zero_and_deviation_one_step_by_step() {
+        let mut scale = RewardScale::of_rewards(2);
+        scale.update(&[1.0, 3.0], &[false, true]);
+        scale.update(&[5.0, 7.0], &[false, false]);
+        // Mean 4, variance 5, whatever came before and after in an episode.
+        let mut out = [1.0, 3.0, 5.0, 7.0];
+        scale.normalize(&mut out, 10.0);
+        let expected = [-3.0_f32, -1.0, 1.0, 3.0].map(|r| r / 5.0_f32.sqrt());
+        assert!(out.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{out:?}");
+        // A sum of two steps, the second of which counts half, is the sum of both standardised.
+        let mut sums = [1.0 + 0.5 * 5.0, 3.0 + 0.5 * 7.0, 7.0, 1.0];
+        scale.normalize_sums(&mut sums, &[1.5, 1.0], 10.0);
+        let expected = [expected[0] + 0.5 * expected[2], expected[1] + 0.5 * expected[3], expected[3], expected[0]];
+        assert!(sums.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{sums:?}");
+        // By the deviation of returns nothing is shifted.
+        let mut returns = RewardScale::of_returns(2, 0.5);
+        returns.update(&[1.0, 3.0], &[false, true]);
+        let (mut one, mut other) = ([2.0, -1.0], [2.0, -1.0]);
+        returns.normalize(&mut one, 10.0);
+        returns.normalize_sums(&mut other, &[1.5, 1.0], 10.0);
+        assert_eq!(one, other);
+        assert_eq!(one[0], -2.0 * one[1]);
     }
 
     #[test]

@@ -130,7 +130,13 @@ impl Axis {
                 (label_of(LEARNED_ATTACKER, &Table::LearnedAttacker(config.clone()), &["probability"]), Hardship::LearnedAttacker(config))
             } else {
                 let perturbation: PerturbationConfig = inline("--axis", name)?;
-                (label_of(perturbation.name(), &perturbation, PerturbationConfig::LEVEL_FIELDS), Hardship::Perturbation(perturbation))
+                let mut label = label_of(perturbation.name(), &perturbation, PerturbationConfig::LEVEL_FIELDS);
+                if let PerturbationConfig::Dynamics(config) = &perturbation {
+                    // As in the short form. A constant that is the default would not be named at all.
+                    let settings = label_of("dynamics", &perturbation, &[PerturbationConfig::LEVEL_FIELDS, &["constant"]].concat());
+                    label = settings.replacen("dynamics", &format!("dynamics.{}", config.constant), 1);
+                }
+                (label, Hardship::Perturbation(perturbation))
             }
         } else if let Some(constant) = name.strip_prefix("dynamics.") {
             let config = DynamicsConfig { constant: constant.to_string(), ..DynamicsConfig::default() };
@@ -212,9 +218,8 @@ pub fn axis_of(cell: &str) -> &str {
 
 /// What the levels of an axis with this label are.
 fn quantity_of(label: &str) -> String {
-    let (name, settings) = label.split_once('(').unwrap_or((label, ""));
-    let given = settings.split(['(', ';', ')']).find_map(|setting| setting.trim().strip_prefix("constant="));
-    if let Some(constant) = name.strip_prefix("dynamics.").or(given) {
+    let name = label.split('(').next().unwrap_or(label);
+    if let Some(constant) = name.strip_prefix("dynamics.") {
         return format!("relative change of {}", constant.replace('_', " "));
     }
     match name {
@@ -283,11 +288,14 @@ mod tests {
             ("{ learned_attacker = { count = 2 } }=1", "probability that an action of a turned agent is the attacker's"),
         ] {
             let scale = Axis::parse(axis).unwrap().scale();
-            assert_eq!(scale.quantity, quantity, "{axis}");
+            assert_eq!(scale.quantity, quantity, "{axis}: {}", scale.label);
             let again = Scale::of_cells(&scale.label, scale.variants.clone(), [1.0], scale.has_recovery);
             assert_eq!(again, scale, "{axis}");
             assert_eq!(scale.has_recovery, axis.contains("burst"), "{axis}");
         }
+        let inline = "{ dynamics = { constant = 'damping', schedule = { onset = { start = 5 } } } }=1";
+        let labels = ["{ dynamics = { constant = 'mass' } }=1", "dynamics.mass=1", inline].map(|axis| Axis::parse(axis).unwrap().label);
+        assert_eq!(labels, ["dynamics.mass", "dynamics.mass", "dynamics.damping(schedule={ onset = { start = 5 } })"]);
         assert_eq!(axis_of("worst_agent:agent_1"), "worst_agent");
         assert_eq!(axis_of("observation_noise(law=sign)"), "observation_noise(law=sign)");
     }

@@ -276,7 +276,9 @@ pub fn parse_table(path: &Path, text: &[u8]) -> Result<Vec<Row>> {
             text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a whole number")))
         };
         let (mut scores, mut numbers) = (BTreeMap::new(), BTreeMap::new());
-        for (name, _) in fields.iter().filter(|(name, text)| !text.is_empty() && !KEY_COLUMNS.contains(name) && !OWNER_COLUMNS.contains(name)) {
+        for (name, _) in
+            fields.iter().filter(|(name, text)| !text.is_empty() && !KEY_COLUMNS.contains(name) && !OWNER_COLUMNS.contains(name))
+        {
             let value = |name: &str| -> Result<f64> {
                 let text = field(name)?;
                 text.parse().map_err(|_| broken(format!("line {line}: `{text}` in column `{name}` is not a number")))

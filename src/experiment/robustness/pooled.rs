@@ -143,8 +143,9 @@ fn join(methods: &mut Vec<Method>, label: String, seed: u64, run: &str) -> std::
     if at == methods.len() {
         methods.push(Method { label, runs: BTreeMap::new() });
     }
-    let known = methods[at].runs.entry(seed).or_insert_with(|| run.to_string());
-    if known == run { Ok(()) } else { Err(format!("has {run} and {known} with seed {seed} of `{}`", methods[at].label)) }
+    let Method { label, runs } = &mut methods[at];
+    let known = runs.entry(seed).or_insert_with(|| run.to_string());
+    if known == run { Ok(()) } else { Err(format!("has {run} and {known} with seed {seed} of `{label}`")) }
 }
 
 /// The first number in which two results of a cell differ.

@@ -55,7 +55,14 @@ ascent finds and at most each upper bound.";
 
 impl<'a> Report<'a> {
     /// The cells of `methods` over `axes`, by their score `metric`.
-    pub fn new(methods: &'a [Method], axes: &'a [Scale], baseline: usize, cells: &'a [Cell], metric: &'a str, environment: &'a str) -> Self {
+    pub fn new(
+        methods: &'a [Method],
+        axes: &'a [Scale],
+        baseline: usize,
+        cells: &'a [Cell],
+        metric: &'a str,
+        environment: &'a str,
+    ) -> Self {
         let key = |cell: &'a Cell| (cell.key.run.as_str(), cell.key.axis.as_str(), cell.key.level.as_str());
         let scores = cells.iter().filter_map(|cell| Some((key(cell), *cell.scores.get(metric)?))).collect();
         let numbers = cells.iter().map(|cell| (key(cell), &cell.numbers)).collect();
@@ -259,8 +266,8 @@ pub(super) fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) ->
 
 #[cfg(test)]
 mod tests {
-    use super::super::cell::Key;
     use super::super::axis::Axis;
+    use super::super::cell::Key;
     use super::*;
 
     fn cell(run: &str, axis: &str, level: f64, value: f64) -> Cell {
@@ -302,7 +309,7 @@ mod tests {
         let (methods, axes, cells) = example();
         let sections = Report::new(&methods, &axes, 0, &cells, "r", "world").sections();
         let column = |section: &Section, row: usize, name: &str| {
-            section.rows[row][section.header.iter().position(|h| h.starts_with(name)).unwrap().scale()].clone()
+            section.rows[row][section.header.iter().position(|h| h.starts_with(name)).unwrap()].clone()
         };
         let axis = &sections[0];
         // Means over the seeds 0 to 4 add 2; the areas are those of lines: their values at the middle, 0.15.
