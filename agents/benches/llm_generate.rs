@@ -2,7 +2,7 @@
 //! Peers measure the same in `benches/peers/llm_generate.py`.
 //!
 //! `RAYON_NUM_THREADS=1 taskset -c 1 cargo bench -p steadfast -p steadfast-agents --bench llm_generate`: new tokens per second
-//! over the whole call, median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out.
+//! over the whole call, median of 5. `-- --json` prints one line for each figure; `-- --size S` leaves the other size out, `-- --rows 16` the other number of rows.
 //! `llm_prefill` reads 16 prompts of 64 tokens and draws one token each: prompt tokens per second. `-- --device cuda` (with
 //! `--features cuda`) measures on the first GPU, in `bf16`.
 #![allow(clippy::print_stdout, missing_docs)]
@@ -43,6 +43,7 @@ mod bench {
         let arguments: Vec<String> = std::env::args().collect();
         let is_json = arguments.iter().any(|a| a == "--json");
         let only = arguments.iter().position(|a| a == "--size").and_then(|i| arguments.get(i + 1));
+        let only_rows = arguments.iter().position(|a| a == "--rows").and_then(|i| arguments.get(i + 1)?.parse().ok());
         let is_cuda = arguments.windows(2).any(|pair| pair == ["--device", "cuda"]);
         let device = if is_cuda { Device::new_cuda(0).expect("there is a GPU, and `--features cuda`") } else { Device::Cpu };
         let report = |case: &str, value: f64| {
@@ -61,8 +62,14 @@ mod bench {
             let decoder = Decoder::fresh(&config, false, SeedTree::new(0), &device).expect("memory suffices");
             let mut generator = Generator::new(&decoder).expect("memory suffices");
             for rows in [1, 16] {
+                if only_rows.is_some_and(|only: usize| only != rows) {
+                    continue;
+                }
                 let took = seconds(&mut generator, rows, NEW, config.vocab_size);
                 report(&format!("llm_generate_{size}_b{rows}"), (rows * NEW) as f64 / took);
+            }
+            if only_rows.is_some() {
+                continue;
             }
             let took = seconds(&mut generator, 16, 1, config.vocab_size);
             report(&format!("llm_prefill_{size}"), (16 * PROMPT) as f64 / took);

@@ -195,7 +195,7 @@ impl Generator {
             let new: Vec<NewTokens<'_>> =
                 live.iter().enumerate().map(|(row, live)| NewTokens { row, tokens: &live.tokens[live.tokens.len() - 1..] }).collect();
             let biases: Option<Vec<RowBias<'_>>> = live.iter().map(|live| row_bias(live.index)).collect();
-            logits = self.engine.advance(&new, &mut cache, biases.as_deref())?;
+            self.engine.advance(&new, &mut cache, biases.as_deref(), &mut logits)?;
         }
         Ok(done)
     }
@@ -221,7 +221,7 @@ impl Generator {
             }
         }
         let vocab = self.engine.config().vocab_size;
-        let mut logits = vec![0.0; prompts.len() * vocab];
+        let (mut logits, mut found) = (vec![0.0; prompts.len() * vocab], Vec::new());
         let mut start = 0;
         while start < firsts.len() {
             let mut end = start + 1;
@@ -232,7 +232,7 @@ impl Generator {
             }
             let new: Vec<NewTokens<'_>> = firsts[start..end].iter().map(|&row| NewTokens { row, tokens: prompts[row] }).collect();
             let biases: Option<Vec<RowBias<'_>>> = firsts[start..end].iter().map(|&row| bias(row)).collect();
-            let found = self.engine.advance(&new, cache, biases.as_deref())?;
+            self.engine.advance(&new, cache, biases.as_deref(), &mut found)?;
             for (&row, found) in firsts[start..end].iter().zip(found.chunks_exact(vocab)) {
                 logits[row * vocab..(row + 1) * vocab].copy_from_slice(found);
             }

@@ -16,46 +16,76 @@ const GROUP: usize = 4;
 /// Queries of one head that one thread takes.
 const QUERIES: usize = 16;
 
-/// Keys and values of a run of positions.
+/// Heads of keys and values.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    n: usize,
+    /// Coordinates of each.
+    dim: usize,
+}
+
+impl Heads {
+    fn width(self) -> usize {
+        self.n * self.dim
+    }
+
+    /// Where the values of a head begin at a position.
+    fn value(self, position: usize, head: usize) -> usize {
+        (position / PANEL * self.n + head) * PANEL * self.dim + position % PANEL * self.dim
+    }
+}
+
+/// Keys and values of a run of positions. What a head has in a panel stands together, so that few pages of memory are touched.
 #[derive(Debug, Clone, Default)]
 struct Run {
-    /// `[panel, coordinate of all kv heads, position in the panel]`: a query is multiplied with the keys of a panel at once.
+    positions: usize,
+    /// `[panel, kv head, coordinate, position in the panel]`: a query is multiplied with the keys of a panel at once.
     keys: Vec<f32>,
-    /// `[position, kv head, head_dim]`.
+    /// `[panel, kv head, position in the panel, coordinate]`.
     values: Vec<f32>,
 }
 
 impl Run {
-    fn len(&self, width: usize) -> usize {
-        self.values.len() / width
-    }
-
     /// Adds positions; `keys` and `values` as in [`KvStore::append`].
-    fn push(&mut self, keys: &[f32], values: &[f32], width: usize) {
-        let first = self.len(width);
-        self.values.extend_from_slice(values);
-        self.keys.resize(self.len(width).div_ceil(PANEL) * PANEL * width, 0.0);
-        for (i, key) in keys.chunks_exact(width).enumerate() {
-            let position = first + i;
+    fn push(&mut self, keys: &[f32], values: &[f32], heads: Heads) {
+        let width = heads.width();
+        for (key, value) in keys.chunks_exact(width).zip(values.chunks_exact(width)) {
+            let position = self.positions;
+            self.positions += 1;
+            self.fit(heads);
             let panel = &mut self.keys[position / PANEL * PANEL * width..][..PANEL * width];
             panel[position % PANEL..].iter_mut().step_by(PANEL).zip(key).for_each(|(place, &x)| *place = x);
+            for (head, value) in value.chunks_exact(heads.dim).enumerate() {
+                self.values[heads.value(position, head)..][..heads.dim].copy_from_slice(value);
+            }
         }
     }
 
     /// Forgets positions from `length` on; what is left of them in the last panel is never read.
-    fn truncate(&mut self, length: usize, width: usize) {
-        self.values.truncate(length * width);
-        self.keys.truncate(length.div_ceil(PANEL) * PANEL * width);
+    fn truncate(&mut self, length: usize, heads: Heads) {
+        self.positions = self.positions.min(length);
+        self.fit(heads);
     }
 
     /// Adds all positions of another run.
-    fn extend(&mut self, other: &Self, width: usize) {
-        let mut key = vec![0.0; width];
-        for position in 0..other.len(width) {
+    fn extend(&mut self, other: &Self, heads: Heads) {
+        let width = heads.width();
+        let (mut key, mut value) = (vec![0.0; width], vec![0.0; width]);
+        for position in 0..other.positions {
             let panel = &other.keys[position / PANEL * PANEL * width..][..PANEL * width];
             key.iter_mut().zip(panel[position % PANEL..].iter().step_by(PANEL)).for_each(|(x, &place)| *x = place);
-            self.push(&key, &other.values[position * width..(position + 1) * width], width);
+            for (head, value) in value.chunks_exact_mut(heads.dim).enumerate() {
+                value.copy_from_slice(&other.values[heads.value(position, head)..][..heads.dim]);
+            }
+            self.push(&key, &value, heads);
         }
+    }
+
+    /// Whole panels for the positions.
+    fn fit(&mut self, heads: Heads) {
+        let numbers = self.positions.div_ceil(PANEL) * PANEL * heads.width();
+        self.keys.resize(numbers, 0.0);
+        self.values.resize(numbers, 0.0);
     }
 }
 
@@ -70,8 +100,7 @@ struct Row {
 #[derive(Debug)]
 pub struct DenseStore {
     n_heads: usize,
-    n_kv_heads: usize,
-    head_dim: usize,
+    heads: Heads,
     /// `[layer][row]`.
     layers: Vec<Vec<Row>>,
 }
@@ -81,49 +110,42 @@ impl DenseStore {
     pub fn new(config: &DecoderConfig, rows: usize) -> Self {
         Self {
             n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
+            heads: Heads { n: config.n_kv_heads, dim: config.head_dim },
             layers: vec![vec![Row::default(); rows]; config.n_layers],
         }
-    }
-
-    fn width(&self) -> usize {
-        self.n_kv_heads * self.head_dim
     }
 }
 
 impl Row {
-    fn len(&self, width: usize) -> usize {
-        self.shared.len(width) + self.own.len(width)
+    fn len(&self) -> usize {
+        self.shared.positions + self.own.positions
     }
 
     /// Makes all that is there shared.
-    fn share(&mut self, width: usize) {
-        if !self.own.values.is_empty() {
+    fn share(&mut self, heads: Heads) {
+        if self.own.positions > 0 {
             let mut whole = Run::clone(&self.shared);
-            whole.extend(&self.own, width);
+            whole.extend(&self.own, heads);
             self.shared = Arc::new(whole);
             self.own = Run::default();
         }
     }
 }
 
-/// Positions of a run that are seen, and where the head's coordinates stand.
+/// Positions of a run that a head sees.
 struct Seen<'a> {
     run: &'a Run,
     positions: Range<usize>,
-    /// Coordinates of all heads of keys.
-    width: usize,
-    /// First coordinate of the head.
-    column: usize,
+    heads: Heads,
+    head: usize,
 }
 
 impl Seen<'_> {
     /// Products of `query` with the keys of `N` panels, times `scale`, into `out`.
     #[inline(always)]
     fn scores_of_panels<L: Lane, const N: usize>(&self, panel: usize, query: &[f32], scale: f32, out: &mut [f32]) {
-        let stride = PANEL * self.width;
-        let start = panel * stride + self.column * PANEL;
+        let stride = PANEL * self.heads.width();
+        let start = panel * stride + self.head * self.heads.dim * PANEL;
         assert!(start + (N - 1) * stride + query.len() * PANEL <= self.run.keys.len() && out.len() >= N * PANEL, "panels lie in the run");
         let mut lane = 0;
         while lane < PANEL {
@@ -165,13 +187,17 @@ impl Seen<'_> {
     /// Adds `weights` times the values to `N` vectors of sums.
     #[inline(always)]
     fn add_values<L: Lane, const N: usize>(&self, weights: &[f32], first: usize, sums: &mut [L; N]) {
-        let rows = self.run.values.chunks_exact(self.width).skip(self.positions.start);
-        for (row, &weight) in rows.zip(weights) {
-            let row = &row[self.column + first..];
+        for (position, &weight) in self.positions.clone().zip(weights) {
+            let row = &self.run.values[self.heads.value(position, self.head) + first..];
             for (n, sum) in sums.iter_mut().enumerate() {
                 *sum = L::read(&row[n * L::WIDTH..]).mul_add(L::splat(weight), *sum);
             }
         }
+    }
+
+    /// One coordinate of the values.
+    fn coordinate(&self, i: usize) -> impl Iterator<Item = f32> {
+        self.positions.clone().map(move |position| self.run.values[self.heads.value(position, self.head) + i])
     }
 }
 
@@ -223,14 +249,7 @@ impl Vectorised for Attend<'_> {
             first += L::WIDTH;
         }
         for i in first..d {
-            let values = seen.iter().flat_map(|part| {
-                part.run
-                    .values
-                    .chunks_exact(part.width)
-                    .skip(part.positions.start)
-                    .take(part.positions.len())
-                    .map(|row| row[part.column + i])
-            });
+            let values = seen.iter().flat_map(|part| part.coordinate(i));
             out[i] = values.zip(scores.iter()).fold(0.0, |sum, (v, &p)| v.mul_add(p, sum));
         }
     }
@@ -238,7 +257,7 @@ impl Vectorised for Attend<'_> {
 
 impl KvStore for DenseStore {
     fn len(&self, row: usize) -> usize {
-        self.layers.first().map_or(0, |rows| rows[row].len(self.width()))
+        self.layers.first().map_or(0, |rows| rows[row].len())
     }
 
     fn is_empty(&self) -> bool {
@@ -246,32 +265,31 @@ impl KvStore for DenseStore {
     }
 
     fn append(&mut self, layer: usize, row: usize, keys: &[f32], values: &[f32]) {
-        let width = self.width();
-        self.layers[layer][row].own.push(keys, values, width);
+        self.layers[layer][row].own.push(keys, values, self.heads);
     }
 
     fn attend(&self, layer: usize, row: usize, queries: &[f32], bias: Option<LayerBias<'_>>, span: Span, out: &mut [f32]) {
-        let (d, width, n_heads) = (self.head_dim, self.width(), self.n_heads);
+        let (heads, d, n_heads) = (self.heads, self.heads.dim, self.n_heads);
         let row = &self.layers[layer][row];
         let n = queries.len() / (n_heads * d);
-        let (total, shared) = (row.len(width), row.shared.len(width));
+        let (total, shared) = (row.len(), row.shared.positions);
         assert_eq!(out.len(), queries.len(), "there is one result per query");
         let (blocks, out) = (n.div_ceil(QUERIES), Shared::new(out));
         each(blocks * n_heads, |i| {
-            let (block, head) = (i / n_heads, i % n_heads);
-            let column = head / (n_heads / self.n_kv_heads) * d;
+            let (block, query_head) = (i / n_heads, i % n_heads);
+            let head = query_head / (n_heads / heads.n);
             let mut scores = Vec::with_capacity(total.next_multiple_of(PANEL));
             for t in block * QUERIES..((block + 1) * QUERIES).min(n) {
                 let position = total - n + t;
                 let low = span.first_key(position);
-                let place = (t * n_heads + head) * d..(t * n_heads + head + 1) * d;
+                let place = (t * n_heads + query_head) * d..(t * n_heads + query_head + 1) * d;
                 // SAFETY: each query head of each token writes its own part.
                 let out = unsafe { out.slice(place.clone()) };
                 let seen = [
-                    Seen { run: &row.shared, positions: low.min(shared)..shared.min(position + 1), width, column },
-                    Seen { run: &row.own, positions: low.max(shared) - shared..(position + 1).max(shared) - shared, width, column },
+                    Seen { run: &row.shared, positions: low.min(shared)..shared.min(position + 1), heads, head },
+                    Seen { run: &row.own, positions: low.max(shared) - shared..(position + 1).max(shared) - shared, heads, head },
                 ];
-                let bias = bias.map(|bias| (bias.marks.get(low..).unwrap_or(&[]), bias.per_head[head]));
+                let bias = bias.map(|bias| (bias.marks.get(low..).unwrap_or(&[]), bias.per_head[query_head]));
                 let scale = 1.0 / (d as f32).sqrt();
                 dispatch(isa(), Attend { seen, query: &queries[place], scale, bias, scores: &mut scores, out });
             }
@@ -279,11 +297,11 @@ impl KvStore for DenseStore {
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
-        let width = self.width();
+        let heads = self.heads;
         let mut seen = HashSet::new();
         let forked: HashSet<usize> = rows.iter().copied().filter(|row| !seen.insert(*row)).collect();
         for layer in &mut self.layers {
-            forked.iter().for_each(|&row| layer[row].share(width));
+            forked.iter().for_each(|&row| layer[row].share(heads));
             // Rows that are not forked are moved, not copied.
             *layer =
                 rows.iter().map(|&row| if forked.contains(&row) { layer[row].clone() } else { std::mem::take(&mut layer[row]) }).collect();
@@ -291,16 +309,16 @@ impl KvStore for DenseStore {
     }
 
     fn truncate(&mut self, row: usize, length: usize) {
-        let width = self.width();
+        let heads = self.heads;
         for layer in &mut self.layers {
             let row = &mut layer[row];
-            let shared = row.shared.len(width);
+            let shared = row.shared.positions;
             if length < shared {
                 row.own = Run::clone(&row.shared);
-                row.own.truncate(length, width);
+                row.own.truncate(length, heads);
                 row.shared = Arc::default();
             } else {
-                row.own.truncate(length - shared, width);
+                row.own.truncate(length - shared, heads);
             }
         }
     }
@@ -323,7 +341,7 @@ mod tests {
 
     /// One layer with four query heads on two heads of keys, of three coordinates each.
     fn store(rows: usize) -> DenseStore {
-        DenseStore { n_heads: 4, n_kv_heads: 2, head_dim: 3, layers: vec![vec![Row::default(); rows]] }
+        DenseStore { n_heads: 4, heads: Heads { n: 2, dim: 3 }, layers: vec![vec![Row::default(); rows]] }
     }
 
     fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -352,8 +370,8 @@ mod tests {
         write(&mut forked, 0, 0, 5);
         write(&mut forked, 1, 0, 2);
         forked.select_rows(&[0, 1, 0]);
-        // Five shared positions and two of a row of its own: values, and a panel of keys each.
-        assert_eq!(forked.bytes(), 4 * (7 + 2 * PANEL) * WIDTH);
+        // Five shared positions and two of a row of its own: a panel each of keys and of values.
+        assert_eq!(forked.bytes(), 4 * 2 * 2 * PANEL * WIDTH);
         write(&mut forked, 2, 5, 7);
         assert_eq!([0, 1, 2].map(|row| forked.len(row)), [5, 2, 7]);
         for span in [Span::Full, Span::Sliding(3), Span::Block(4)] {

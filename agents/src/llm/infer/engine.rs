@@ -53,15 +53,27 @@ impl Engine {
         }
     }
 
-    /// Runs new tokens through the model and gives the logits after the last one of each row, `[row, vocab]`. The rows are
-    /// either new ones, or all that there are, in their order.
+    /// Runs new tokens through the model and leaves the logits after the last one of each row in `logits`, `[row, vocab]`, which keeps
+    /// its memory. The rows are either new ones, or all that there are, in their order.
     ///
     /// # Errors
     /// [`AgentError::Tensor`] if the device fails.
-    pub fn advance(&mut self, new: &[NewTokens<'_>], cache: &mut Cache, biases: Option<&[RowBias<'_>]>) -> Result<Vec<f32>, AgentError> {
+    pub fn advance(
+        &mut self,
+        new: &[NewTokens<'_>],
+        cache: &mut Cache,
+        biases: Option<&[RowBias<'_>]>,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), AgentError> {
         match (self, cache) {
-            (Self::Packed(transformer), Cache::Packed(store)) => Ok(transformer.advance(new, store, biases)),
-            (Self::Device(transformer), Cache::Device(cache)) => transformer.advance(new, cache, biases),
+            (Self::Packed(transformer), Cache::Packed(store)) => {
+                transformer.advance(new, store, biases, logits);
+                Ok(())
+            }
+            (Self::Device(transformer), Cache::Device(cache)) => {
+                *logits = transformer.advance(new, cache, biases)?;
+                Ok(())
+            }
             _ => unreachable!("a cache is made by the engine that uses it"),
         }
     }

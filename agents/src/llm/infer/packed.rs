@@ -2,10 +2,12 @@
 
 use crate::llm::model::DenseLinear;
 use crate::llm::ops::{Shared, in_pieces_of};
-use crate::nn::kernel::lane::{Lane, Vectorised, dispatch, isa};
+use crate::nn::kernel::lane::{Isa, Lane, Vectorised, dispatch, isa, prefetch};
 
 /// Outputs per panel.
 const PANEL: usize = 16;
+/// Inputs by which weights are asked for ahead of their use: the processor's own prefetching stops at the end of each page.
+const AHEAD: usize = 32;
 
 /// A packed linear map.
 pub(super) struct PackedLinear {
@@ -48,18 +50,35 @@ impl PackedLinear {
         assert_eq!(y.len(), rows * self.output, "outputs must have room");
         let shared = Shared::new(y);
         let panels = self.output.div_ceil(PANEL);
+        let turned = if isa() == Isa::Avx512 { turned(x, self.input) } else { Vec::new() };
         // Panels are handed out in groups of four, the widest tile.
         let group = |groups: std::ops::Range<usize>| {
             let range = groups.start * 4..(groups.end * 4).min(panels);
-            dispatch(isa(), Product { map: self, x, rows, panels: range, y: &shared });
+            dispatch(isa(), Product { map: self, x, turned: &turned, rows, panels: range, y: &shared });
         };
         in_pieces_of(16, panels.div_ceil(4), group);
     }
 }
 
+/// Rows that pass over the weights together, with 32 registers: the weights are too many for the nearer caches.
+const BATCH: usize = 16;
+
+/// `x` `[row, input]` in batches, `[batch, input, row of the batch]`, so that a tile reads one stream and not one per row; what is
+/// left over stays out.
+fn turned(x: &[f32], input: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; x.len() / (BATCH * input) * BATCH * input];
+    for (to, from) in turned.chunks_exact_mut(BATCH * input).zip(x.chunks_exact(BATCH * input)) {
+        for (r, row) in from.chunks_exact(input).enumerate() {
+            to[r..].iter_mut().step_by(BATCH).zip(row).for_each(|(to, &x)| *to = x);
+        }
+    }
+    turned
+}
+
 struct Product<'a> {
     map: &'a PackedLinear,
     x: &'a [f32],
+    turned: &'a [f32],
     rows: usize,
     panels: std::ops::Range<usize>,
     y: &'a Shared,
@@ -74,7 +93,6 @@ impl Vectorised for Product<'_> {
         // With 32 registers of a whole panel's width tiles have sixteen sums; with 16 registers of half its width more than
         // twelve would be spilled.
         let is_wide = L::WIDTH == PANEL;
-        let most = if is_wide { 8 } else { 6 };
         // A few panels are kept in the cache while all rows pass.
         let mut panel = self.panels.start;
         while panel < self.panels.end {
@@ -82,27 +100,28 @@ impl Vectorised for Product<'_> {
             let mut row = 0;
             while row < self.rows {
                 let left = self.rows - row;
-                let rows = if left >= most {
-                    most
-                } else if left >= 4 {
-                    4
-                } else {
-                    1
+                let rows = match left {
+                    BATCH.. if is_wide && !self.turned.is_empty() => BATCH,
+                    8.. if is_wide => 8,
+                    6.. if !is_wide => 6,
+                    4.. => 4,
+                    _ => 1,
                 };
                 match (is_wide, n, rows) {
-                    (true, 4, 1) => self.tile::<L, 1, 4, 1>(panel, row, [0]),
-                    (true, 4, 4) => self.tile::<L, 1, 4, 4>(panel, row, [0]),
-                    (true, 4, _) => {
-                        self.tile::<L, 1, 2, 8>(panel, row, [0]);
-                        self.tile::<L, 1, 2, 8>(panel + 2, row, [0]);
+                    (true, 4, 1) => self.tile::<L, 1, 4, 1, false>(panel, row, [0]),
+                    (true, 4, 4) => self.tile::<L, 1, 4, 4, false>(panel, row, [0]),
+                    (true, 4, 8) => {
+                        self.tile::<L, 1, 2, 8, false>(panel, row, [0]);
+                        self.tile::<L, 1, 2, 8, false>(panel + 2, row, [0]);
                     }
                     (false, 4, 1) => self.halves::<L, 4, 1>(panel, row),
                     _ => {
                         for panel in panel..panel + n {
                             match (is_wide, rows) {
-                                (true, 1) => self.tile::<L, 1, 1, 1>(panel, row, [0]),
-                                (true, 4) => self.tile::<L, 1, 1, 4>(panel, row, [0]),
-                                (true, _) => self.tile::<L, 1, 1, 8>(panel, row, [0]),
+                                (true, 1) => self.tile::<L, 1, 1, 1, false>(panel, row, [0]),
+                                (true, 4) => self.tile::<L, 1, 1, 4, false>(panel, row, [0]),
+                                (true, 8) => self.tile::<L, 1, 1, 8, false>(panel, row, [0]),
+                                (true, _) => self.tile::<L, 1, 1, BATCH, true>(panel, row, [0]),
                                 (false, 1) => self.halves::<L, 1, 1>(panel, row),
                                 (false, 4) => self.halves::<L, 1, 4>(panel, row),
                                 (false, _) => self.halves::<L, 1, 6>(panel, row),
@@ -121,20 +140,27 @@ impl Product<'_> {
     /// `P` panels by `R` rows, each panel as two vectors.
     #[inline(always)]
     fn halves<L: Lane, const P: usize, const R: usize>(&self, panel: usize, row: usize) {
-        self.tile::<L, 2, P, R>(panel, row, [0, PANEL / 2]);
+        self.tile::<L, 2, P, R, false>(panel, row, [0, PANEL / 2]);
     }
 
-    /// The vectors at `offsets` of `P` panels by `R` rows.
+    /// The vectors at `offsets` of `P` panels by `R` rows, a whole batch of which may be read as it was turned.
     #[inline(always)]
-    fn tile<L: Lane, const V: usize, const P: usize, const R: usize>(&self, panel: usize, row: usize, offsets: [usize; V]) {
+    fn tile<L: Lane, const V: usize, const P: usize, const R: usize, const TURNED: bool>(
+        &self,
+        panel: usize,
+        row: usize,
+        offsets: [usize; V],
+    ) {
         let input = self.map.input;
         let stride = PANEL * input;
-        assert!((panel + P) * stride <= self.map.panels.len() && (row + R) * input <= self.x.len(), "a tile lies in its matrices");
+        let source = if TURNED { self.turned } else { self.x };
+        assert!((panel + P) * stride <= self.map.panels.len() && (row + R) * input <= source.len(), "a tile lies in its matrices");
         let mut sums = [[[L::splat(0.0); V]; P]; R];
         let weights = &self.map.panels[panel * stride..];
-        let x = &self.x[row * input..(row + R) * input];
+        let x = &source[row * input..(row + R) * input];
         for i in 0..input {
             for p in 0..P {
+                prefetch(weights.as_ptr().wrapping_add(p * stride + (i + AHEAD) * PANEL));
                 let mut w = [L::splat(0.0); V];
                 for v in 0..V {
                     // SAFETY: the panel ends within the matrix, as asserted; an offset and the width are at most 16 together.
@@ -142,7 +168,7 @@ impl Product<'_> {
                 }
                 for r in 0..R {
                     // SAFETY: `x` has `R` rows of `input`.
-                    let x = L::splat(unsafe { *x.as_ptr().add(r * input + i) });
+                    let x = L::splat(unsafe { *x.as_ptr().add(if TURNED { i * R + r } else { r * input + i }) });
                     for v in 0..V {
                         sums[r][p][v] = w[v].mul_add(x, sums[r][p][v]);
                     }
@@ -152,8 +178,6 @@ impl Product<'_> {
         for r in 0..R {
             for p in 0..P {
                 for v in 0..V {
-                    let mut lanes = [0.0_f32; PANEL];
-                    sums[r][p][v].write(&mut lanes);
                     let first = (panel + p) * PANEL + offsets[v];
                     // The last panel may end before its second half begins.
                     let n = L::WIDTH.min(self.map.output.saturating_sub(first));
@@ -163,15 +187,57 @@ impl Product<'_> {
                     let place = (row + r) * self.map.output + first;
                     // SAFETY: each panel's columns are written by the piece of work that has the panel.
                     let y = unsafe { self.y.slice(place..place + n) };
-                    match &self.map.bias {
-                        Some(bias) => {
-                            for ((y, sum), b) in y.iter_mut().zip(&lanes).zip(&bias[first..]) {
-                                *y = sum + b;
-                            }
+                    if n == L::WIDTH {
+                        sums[r][p][v].write(y);
+                    } else {
+                        let mut lanes = [0.0_f32; PANEL];
+                        sums[r][p][v].write(&mut lanes);
+                        y.copy_from_slice(&lanes[..n]);
+                    }
+                    if let Some(bias) = &self.map.bias {
+                        for (y, b) in y.iter_mut().zip(&bias[first..]) {
+                            *y += b;
                         }
-                        None => y.copy_from_slice(&lanes[..n]),
                     }
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_envs::Rng;
+
+    use super::*;
+    use crate::nn::kernel::set_isa;
+
+    #[test]
+    fn products_are_those_of_plain_loops_for_every_number_of_rows() {
+        let mut rng = Rng::from_seed(1);
+        let mut noise = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal_f32()).collect() };
+        // Outputs that fill panels and groups of them, and that do not; inputs fewer than are asked for ahead.
+        for (input, output, has_bias) in [(40, 64, false), (33, 150, true), (7, 16, true), (5, 3, false)] {
+            let map = DenseLinear { weight: noise(output * input), bias: has_bias.then(|| noise(output)) };
+            let packed = PackedLinear::new(&[&map], input);
+            for rows in [1, 3, 4, 7, 8, 15, 16, 17, 32, 45] {
+                let x = noise(rows * input);
+                let sum = |row: usize, o: usize| {
+                    let products = (0..input).map(|i| f64::from(x[row * input + i]) * f64::from(map.weight[o * input + i]));
+                    products.sum::<f64>() + map.bias.as_ref().map_or(0.0, |bias| f64::from(bias[o]))
+                };
+                for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+                    if !set_isa(Some(isa)) {
+                        continue;
+                    }
+                    let mut y = vec![f32::NAN; rows * output];
+                    packed.apply(&x, &mut y);
+                    for (i, y) in y.iter().enumerate() {
+                        let exact = sum(i / output, i % output);
+                        assert!((f64::from(*y) - exact).abs() < 1e-4, "{isa:?} {rows} rows, place {i}: {y} instead of {exact}");
+                    }
+                }
+                set_isa(None);
             }
         }
     }

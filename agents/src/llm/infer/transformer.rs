@@ -97,9 +97,9 @@ impl Transformer {
         &self.config
     }
 
-    /// Runs new tokens through the model and gives the logits after the last one of each row, `[row, vocab]`. Each row of the
-    /// store is named at most once.
-    pub fn advance(&mut self, new: &[NewTokens<'_>], store: &mut dyn KvStore, biases: Option<&[RowBias<'_>]>) -> Vec<f32> {
+    /// Runs new tokens through the model and leaves the logits after the last one of each row in `logits`, `[row, vocab]`. Each row
+    /// of the store is named at most once.
+    pub fn advance(&mut self, new: &[NewTokens<'_>], store: &mut dyn KvStore, biases: Option<&[RowBias<'_>]>, logits: &mut Vec<f32>) {
         let starts: Vec<usize> = new.iter().map(|n| store.len(n.row)).collect();
         cover(&mut self.rope, &self.config, new.iter().zip(&starts).map(|(n, start)| start + n.tokens.len()).max().unwrap_or(0));
         let mut buffers = std::mem::take(&mut self.buffers);
@@ -140,10 +140,9 @@ impl Transformer {
         }
         let last = new.len() * hidden;
         self.norm(&self.final_norm, &b.added[..last], &mut b.normal[..last]);
-        let mut logits = vec![0.0; new.len() * config.vocab_size];
-        self.head.apply(&b.normal[..last], &mut logits);
+        logits.resize(new.len() * config.vocab_size, 0.0);
+        self.head.apply(&b.normal[..last], logits);
         self.buffers = buffers;
-        logits
     }
 
     /// Embeds the new tokens and notes their positions.

@@ -94,6 +94,19 @@ pub(crate) fn dispatch<O: Vectorised>(isa: Isa, op: O) -> O::Out {
     op.run::<Eight>()
 }
 
+/// Asks for the cache line at an address, which need not be one of this program: where it is not, nothing happens.
+#[inline(always)]
+pub(crate) fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program could see and faults nowhere; every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// A vector of `f32`.
 ///
 /// The implementing types are private to this file and reach a computation only through [`dispatch`], which has checked
