@@ -12,8 +12,9 @@ pub enum RewardScaling {
     None,
     /// Divided by the running deviation of the discounted return.
     ReturnStd,
-    /// Brought to running mean 0 and deviation 1, as EPyMARL's `standardise_rewards`. That shifts every step by the same amount, which
-    /// changes what is best where episodes can end early.
+    /// Brought to running mean 0 and deviation 1, of all agents together. That shifts every step by the same amount, which changes what is
+    /// best where episodes can end early. EPyMARL's `standardise_rewards`, but for its statistics, which are of minibatches and, without
+    /// common rewards, of each agent.
     Standardize,
 }
 

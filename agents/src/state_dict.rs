@@ -157,7 +157,7 @@ impl StateDict {
         norm.load_state(&self.norm(prefix, norm.features())?)
     }
 
-    /// Adds the statistics of rewards.
+    /// Adds the statistics of rewards. (Checkpoints have them as `return_scale`, by which they were first scaled.)
     pub fn put_reward_scale(&mut self, prefix: &str, scale: &RewardScale) {
         let (returns, statistics) = scale.state();
         self.put_f32(format!("{prefix}.returns"), &[returns.len()], returns);

@@ -27,6 +27,8 @@ struct Run {
     learner: Box<dyn Learner>,
     batch: RolloutBatch,
     updates: usize,
+    /// What is done to each reward before it is learned from.
+    change: fn(f32) -> f32,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -64,7 +66,7 @@ impl Run {
         let learner = settings.learner(penalties, vector.spec(), seeds.child("learner"))?;
         let options = RolloutOptions { with_state: learner.uses_state(), ..Default::default() };
         let engine = RolloutEngine::new(vector, seeds.child("policy"), options).expect("a state where it is asked for");
-        Ok(Self { engine, learner, batch: RolloutBatch::default(), updates: 0 })
+        Ok(Self { engine, learner, batch: RolloutBatch::default(), updates: 0, change: |r| r })
     }
 
     fn train(&mut self, updates: usize, total: usize) -> Metrics {
@@ -72,6 +74,7 @@ impl Run {
         for _ in 0..updates {
             let steps = self.learner.rollout_steps();
             self.engine.collect(self.learner.policy(), steps, ActMode::Sample, &mut self.batch).expect("finite numbers");
+            self.batch.rewards.iter_mut().for_each(|r| *r = (self.change)(*r));
             let progress = self.updates as f64 / total as f64;
             self.updates += 1;
             last = self.learner.update(&self.batch, progress).expect("finite numbers").clone();
@@ -213,13 +216,14 @@ fn a_restored_run_goes_on_with_the_same_bits() {
         normalize_observations: true,
         minimax: Some(MinimaxConfig { opponents: 0.1, teammates: 0.01 }),
         sharing: Sharing::Group,
+        reward_scaling: RewardScaling::Standardize,
         ..quick_maddpg()
     };
     let (tag, continuous) = (SimpleTagConfig::default(), SimpleTagConfig { continuous_actions: true, ..Default::default() });
     for (name, settings, env, action) in [
         ("IQL", &q(MixerKind::Independent) as &dyn Settings, &tag, None),
         ("VDN", &q(MixerKind::Sum), &tag, Some(&action)),
-        ("QMIX", &q(MixerKind::Monotonic), &tag, Some(&action)),
+        ("QMIX", &QLearningConfig { reward_scaling: RewardScaling::Standardize, ..q(MixerKind::Monotonic) }, &tag, Some(&action)),
         ("MADDPG", &maddpg, &tag, Some(&action)),
         ("continuous MADDPG", &maddpg, &continuous, Some(&action)),
     ] {
@@ -237,6 +241,30 @@ fn a_restored_run_goes_on_with_the_same_bits() {
         again.updates = 14;
         again.train(14, 28);
         assert_eq!(whole.learner.state(), again.learner.state(), "{name}");
+    }
+}
+
+#[test]
+fn standardised_rewards_have_no_origin_and_no_unit() {
+    let replay = ReplayConfig { n_step: 3, ..quick().replay };
+    let env = EnvConfig::SimpleSpread(Default::default());
+    let loss = |settings: &dyn Settings, change: fn(f32) -> f32| {
+        let mut run = Run::new(&env, settings, Penalties::default(), 3);
+        run.change = change;
+        let last = run.train(5, 5);
+        last.get("train/loss").or(last.get("train/critic_loss")).unwrap()
+    };
+    for scaling in [RewardScaling::Standardize, RewardScaling::ReturnStd] {
+        let q = QLearningConfig { mixer: MixerKind::Monotonic, reward_scaling: scaling, replay: replay.clone(), ..quick() };
+        let maddpg = MaddpgConfig { reward_scaling: scaling, replay: replay.clone(), ..quick_maddpg() };
+        for settings in [&q as &dyn Settings, &maddpg] {
+            let (plain, shifted, larger) = (loss(settings, |r| r), loss(settings, |r| r + 5.0), loss(settings, |r| 4.0 * r));
+            let is_near = |other: f64| (plain - other).abs() < 1e-3 * plain;
+            assert!(
+                is_near(larger) && is_near(shifted) == (scaling == RewardScaling::Standardize),
+                "{scaling:?}: {plain} {shifted} {larger}"
+            );
+        }
     }
 }
 
