@@ -191,22 +191,23 @@ pub struct SweepArgs {
     #[arg(long, value_name = "NAME=LEVEL,...")]
     pub axis: Vec<String>,
     /// Episodes per run, perturbation and level
-    #[arg(long, value_name = "N", default_value_t = 100, requires = "axis")]
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "axis", conflicts_with_all = ["report_only", "dry_run"])]
     pub episodes: usize,
     /// Seed of the episodes, which are the same for all runs and levels
-    #[arg(long, value_name = "SEED", default_value_t = 1000, requires = "axis")]
+    #[arg(long, value_name = "SEED", default_value_t = 1000, requires = "axis", conflicts_with_all = ["report_only", "dry_run"])]
     pub episode_seed: u64,
     /// How actions are chosen; as the runs' configurations say if not given
-    #[arg(long, value_enum, value_name = "MODE", requires = "axis")]
+    #[arg(long, value_enum, value_name = "MODE", requires = "axis", conflicts_with_all = ["report_only", "dry_run"])]
     pub mode: Option<Mode>,
     /// Agents (a name or a group) that another run's policy plays, the same one against all; may be repeated
-    #[arg(long, value_name = "AGENTS=RUN", requires = "axis")]
+    #[arg(long, value_name = "AGENTS=RUN", requires = "axis", conflicts_with_all = ["report_only", "dry_run"])]
     pub opponent: Vec<String>,
     /// Name of the runs that the others are compared with; those without regulariser if not given, of tables the first
     #[arg(long, value_name = "NAME")]
     pub baseline: Option<String>,
     /// Radii of the balls of observations over which the policies' Lipschitz constants are bounded
-    #[arg(long, value_name = "RADIUS,...", value_delimiter = ',', default_value = "0.01,0.1", value_parser = radius, requires = "axis")]
+    #[arg(long, value_name = "RADIUS,...", value_delimiter = ',', default_value = "0.01,0.1", value_parser = radius, requires = "axis",
+        conflicts_with_all = ["report_only", "dry_run"])]
     pub lipschitz_radius: Vec<f64>,
     /// return_agent_mean, return_team_sum, return_GROUP of a group of agents, or metric_NAME of the world; return_agent_mean if not given
     #[arg(long, value_name = "NAME")]

@@ -94,11 +94,22 @@ pub(super) fn report(arguments: &SweepArgs) -> Result<()> {
     warn_of_opponents(metric, pooled.opponents.is_empty());
     let baseline = baseline(arguments.baseline.as_deref(), &pooled.methods)?.unwrap_or(0);
     let directory = arguments.output.clone().unwrap_or_else(|| PathBuf::from("sweeps/report"));
-    let _lock = claim(&directory, REPORT, "a report of tables")?;
-    if directory.join(CELLS).exists() {
-        let message = format!("{} holds evaluated cells, whose report would be replaced", directory.display());
+    for (name, what) in [(CELLS, "evaluated cells"), ("sweep.toml", "a sweep of its own")] {
+        if directory.join(name).exists() {
+            let message = format!("{} holds {what}, whose report would be replaced", directory.display());
+            return Err(Failure::usage(message, "choose another --output"));
+        }
+    }
+    let place = |path: &Path| {
+        path.parent().and_then(|parent| std::fs::canonicalize(if parent == Path::new("") { ".".as_ref() } else { parent }).ok())
+    };
+    if let Some(input) =
+        paths.iter().find(|path| place(path).is_some_and(|place| std::fs::canonicalize(&directory).is_ok_and(|d| d == place)))
+    {
+        let message = format!("{} lies in {}, where the report would be written", input.display(), directory.display());
         return Err(Failure::usage(message, "choose another --output"));
     }
+    let _lock = claim(&directory, REPORT, "a report of tables")?;
     let found = Found {
         methods: &pooled.methods,
         scales: &pooled.scales,
@@ -109,7 +120,9 @@ pub(super) fn report(arguments: &SweepArgs) -> Result<()> {
         episodes: pooled.episodes,
         seed: pooled.seed,
     };
-    found.warn_of_gaps(metric);
+    if let Some(gaps) = found.gaps(metric) {
+        warn!("{gaps}");
+    }
     print(&found.write(&directory, baseline, metric, arguments)?)
 }
 
@@ -224,7 +237,7 @@ fn plain(groups: &[Group<'_>]) -> usize {
 }
 
 /// The file that a report is known by.
-const REPORT: &str = "table.txt";
+const REPORT: &str = "report.html";
 
 /// Finished cells and what they are of.
 struct Found<'a> {
@@ -240,17 +253,15 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// Says how many cells some run has and another lacks.
-    fn warn_of_gaps(&self, metric: &str) {
+    /// How many cells some run has and another lacks, if any.
+    fn gaps(&self, metric: &str) -> Option<String> {
         let cells = self.cells.iter().filter(|cell| cell.scores.contains_key(metric) && !cell.key.is_uniform());
         let n = cells.count();
         let per_run: BTreeSet<(&str, &str)> =
             self.scales.iter().flat_map(|s| s.variants.iter().map(String::as_str)).flat_map(|axis| self.levels(axis)).collect();
         let runs: usize = self.methods.iter().map(|method| method.runs.len()).sum();
         let all = runs * (per_run.len() + 1);
-        if n < all {
-            warn!("the tables have {n} of {all} cells; what is missing is left out, run by run");
-        }
+        (n < all).then(|| format!("{n} of {all} cells are there; a run is left out where one is missing"))
     }
 
     fn levels<'s>(&'s self, axis: &'s str) -> impl Iterator<Item = (&'s str, &'s str)> {
@@ -274,8 +285,8 @@ impl Found<'_> {
             let header: Vec<&str> = section.header.iter().map(String::as_str).collect();
             text.push_str(&format!("{}\n{}\n", section.title, table(&header, &section.rows)));
         }
-        text.push_str(DEFINITIONS);
-        text.push('\n');
+        let gaps = self.gaps(metric).map_or_else(String::new, |gaps| format!("{gaps}.\n"));
+        text.push_str(&format!("{gaps}{DEFINITIONS}\n"));
         write_whole(&directory.join("table.txt"), text.as_bytes())?;
         written.push(directory.join("table.txt"));
         let mut pictures = Vec::new();
@@ -290,7 +301,7 @@ impl Found<'_> {
         let seeds: BTreeSet<&u64> = self.methods.iter().flat_map(|m| m.runs.keys()).collect();
         let against = if self.opponents.is_empty() { String::new() } else { format!(" against {}", self.opponents) };
         let summary = format!(
-            "{metric} of {} methods in {}{against} over {} training seeds; {} episodes per cell, the same ones for all (seed {}).",
+            "{metric} of {} methods in {}{against} over {} training seeds; {} episodes per cell, the same ones for all (seed {}). {gaps}",
             self.methods.len(),
             self.environment,
             seeds.len(),
@@ -299,14 +310,14 @@ impl Found<'_> {
         );
         let page = Page {
             title: &format!("Robustness: {}", self.environment),
-            summary: &summary,
+            summary: summary.trim_end(),
             sections: &sections,
             definitions: DEFINITIONS,
             pictures: &pictures,
             command: &command,
         };
-        write_whole(&directory.join("report.html"), page.html()?.as_bytes())?;
-        written.push(directory.join("report.html"));
+        write_whole(&directory.join(REPORT), page.html()?.as_bytes())?;
+        written.push(directory.join(REPORT));
         let written: String = written.iter().map(|p| format!("{}\n", p.display())).collect();
         Ok(format!("{text}\n{written}"))
     }

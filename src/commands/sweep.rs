@@ -42,6 +42,11 @@ pub fn run(arguments: &SweepArgs) -> Result<()> {
         let message = format!("one sweep at a time, got {}", arguments.sweep.join(", "));
         return Err(Failure::usage(message, "to evaluate trained runs under perturbations add --axis observation_noise=0.1,0.2"));
     };
+    let results = std::path::Path::new(name).join("results.csv");
+    if arguments.report_only && results.is_file() && !std::path::Path::new(name).join("sweep.toml").exists() {
+        let message = format!("{name} is no sweep that trains");
+        return Err(Failure::usage(message, format!("its cells are reported by steadfast sweep {} --report-only", results.display())));
+    }
     let sweep = read(name)?;
     let cells = cells(&sweep)?;
     picture::check(&sweep.config, &cells)?;

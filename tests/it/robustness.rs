@@ -65,7 +65,12 @@ fn tables_of_two_machines_give_the_report_of_one() {
     assert!(gap.err.contains("31 of 32 cells"), "{}", gap.err);
     for (arguments, words) in [
         (vec!["there/second.csv"], vec!["--report-only"]),
-        (vec!["there/second.csv", "--report-only", "--output", "sweeps/robustness"], vec!["another --output"]),
+        (vec!["there/second.csv", "--report-only", "--output", "sweeps/robustness"], vec!["evaluated cells", "another --output"]),
+        (vec!["there/second.csv", "--report-only", "--output", "there"], vec!["there/second.csv lies in there", "another --output"]),
+        (vec!["there/second.csv", "--report-only", "--output", "here"], vec!["something else"]),
+        (vec!["there/second.csv", "--report-only", "--mode", "greedy"], vec!["--mode"]),
+        (vec!["there/second.csv", "--report-only", "--episodes", "3"], vec!["--episodes"]),
+        (vec!["sweeps/robustness", "--report-only"], vec!["sweeps/robustness/results.csv --report-only"]),
         (vec!["there/second.csv", "--report-only", "--baseline", "plane"], vec!["`plane`", "plain"]),
         (vec!["there/second.csv", "--report-only", "--metric", "return"], vec!["`return`", "return_agent_mean"]),
         (vec!["sweeps/robustness/cells.csv", "--report-only"], vec!["results.csv"]),

@@ -237,7 +237,9 @@ pub fn lines(records: &[Vec<String>]) -> Vec<u8> {
 /// # Errors
 /// [`Failure::Run`] naming the file and the line.
 pub fn parse(path: &Path, text: &[u8]) -> Result<Vec<Cell>> {
-    Ok(parse_table(path, text)?.into_iter().map(|row| row.cell).collect())
+    let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+    let rows = parse_rows(path, &text[..finished], "remove the broken line, or the file to evaluate all cells again")?;
+    Ok(rows.into_iter().map(|row| row.cell).collect())
 }
 
 /// A cell in a table for other programs.
@@ -251,24 +253,22 @@ pub struct Row {
     pub cell: Cell,
 }
 
-/// Reads a table that [`table`] made, or a log; an unfinished last line is left out.
+/// Reads a table that [`table`] made.
 ///
 /// # Errors
 /// [`Failure::Run`] naming the file and the line.
 pub fn parse_table(path: &Path, text: &[u8]) -> Result<Vec<Row>> {
-    let finished = text.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    let broken = |reason: String| {
-        Failure::run_with_help(
-            format!("cannot read {}: {reason}", path.display()),
-            "remove the broken line, or the file to evaluate all cells again",
-        )
-    };
-    let mut reader = csv::Reader::from_reader(&text[..finished]);
+    parse_rows(path, text, "give results.csv of a robustness sweep as it was written")
+}
+
+fn parse_rows(path: &Path, text: &[u8], help: &str) -> Result<Vec<Row>> {
+    let broken = |reason: String| Failure::run_with_help(format!("cannot read {}: {reason}", path.display()), help);
+    let mut reader = csv::Reader::from_reader(text);
     let header = reader.headers().map_err(|e| broken(e.to_string()))?.clone();
     let mut rows = Vec::new();
-    for (i, record) in reader.records().enumerate() {
-        let line = i + 2;
+    for record in reader.records() {
         let record = record.map_err(|e| broken(e.to_string()))?;
+        let line = record.position().map_or(0, csv::Position::line);
         let fields: BTreeMap<&str, &str> = header.iter().zip(&record).collect();
         let field = |name: &str| fields.get(name).copied().ok_or_else(|| broken(format!("line {line} has no column `{name}`")));
         let number = |name: &str| -> Result<u64> {

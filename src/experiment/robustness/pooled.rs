@@ -34,24 +34,29 @@ const SAME: f64 = 1e-6;
 ///
 /// # Errors
 /// [`Failure::Run`] naming the file and the line if a table cannot be read; [`Failure::Usage`] if tables do not belong together:
-/// other episodes, opponents or worlds, two policies or two seeds under one name, a cell with two results.
+/// other episodes or opponents, another world's random policy, two policies, methods or seeds under one name, two runs of a seed, a
+/// cell with two results.
 pub fn read(paths: &[PathBuf]) -> Result<Pooled> {
     let mut rows = Vec::new();
     for path in paths {
         let text = std::fs::read(path).map_err(|e| Failure::file("read", path, e))?;
         let table = parse_table(path, &text)?;
         if table.is_empty() {
-            return Err(Failure::usage(format!("{} has no cells", path.display()), "give results.csv of a robustness sweep"));
+            return Err(Failure::usage(format!("{} has no cells", path.display()), TABLE));
         }
         rows.extend(table.into_iter().map(|row| (path.as_path(), row)));
     }
     pool(rows)
 }
 
+/// What is read here.
+const TABLE: &str = "give results.csv of a robustness sweep";
+/// What tables must have in common.
+const TOGETHER: &str = "tables can be put together if the same episodes were played in the same world";
+
 fn pool(rows: Vec<(&Path, Row)>) -> Result<Pooled> {
-    let apart = |what: String| Failure::usage(what, "tables can be put together if the same episodes were played in the same world");
     let Some((first_path, first)) = rows.first().map(|(path, row)| (*path, row.cell.key.clone())) else {
-        return Err(apart("there are no cells".to_string()));
+        return Err(Failure::usage("there are no cells", TABLE));
     };
     let mut pooled = Pooled {
         methods: Vec::new(),
@@ -62,57 +67,95 @@ fn pool(rows: Vec<(&Path, Row)>) -> Result<Pooled> {
         episodes: first.episodes,
         opponents: first.opponents.clone(),
     };
-    let mut known: BTreeMap<Key, usize> = BTreeMap::new();
-    let mut policies: BTreeMap<String, String> = BTreeMap::new();
-    let mut axes: Vec<(String, Vec<String>, Vec<f64>, bool)> = Vec::new();
+    let mut known: BTreeMap<Key, (usize, &Path)> = BTreeMap::new();
+    let mut policies: BTreeMap<String, (String, &Path)> = BTreeMap::new();
     for (path, row) in rows {
         let Row { method, run_seed, mut cell } = row;
-        let level: f64 = cell.key.level.parse().map_err(|_| {
-            Failure::usage(format!("{}: `{}` in column `level` is not a number", path.display(), cell.key.level), "remove the line")
-        })?;
-        cell.key.level = level.to_string();
+        cell.key.level = finite(&cell, path)?.to_string();
         let key = &cell.key;
-        let both = || format!("{} and {}", first_path.display(), path.display());
+        let both = |earlier: &Path| match earlier == path {
+            true => format!("lines of {}", path.display()),
+            false => format!("{} and {}", earlier.display(), path.display()),
+        };
         if (key.seed, key.episodes) != (first.seed, first.episodes) {
             let words = |k: &Key| format!("{} episodes of seed {}", k.episodes, k.seed);
-            return Err(apart(format!("{} are of {} and of {}", both(), words(&first), words(key))));
+            return Err(Failure::usage(format!("{} are of {} and of {}", both(first_path), words(&first), words(key)), TOGETHER));
         }
         if key.opponents != first.opponents {
-            return Err(apart(format!("{} were played against other opponents", both())));
+            return Err(Failure::usage(format!("{} were played against other opponents", both(first_path)), TOGETHER));
         }
         // Of random actions the checksum is that of the world.
         let policy = format!("{} after {} steps, {}", key.policy, key.step, key.mode);
-        let known_policy = policies.entry(key.run.clone()).or_insert_with(|| policy.clone());
+        let (known_policy, earlier) = policies.entry(key.run.clone()).or_insert_with(|| (policy.clone(), path));
         if *known_policy != policy {
             let what = if key.is_uniform() { "were made in other worlds" } else { "have two policies of one name" };
-            return Err(apart(format!("{} {what}: {}, {known_policy} and {policy}", both(), key.run)));
-        }
-        if let Some(&earlier) = known.get(key) {
-            let earlier: &Cell = &pooled.cells[earlier];
-            if let Some(name) = difference(earlier, &cell) {
-                return Err(apart(format!("{} disagree on `{name}` of {} under {} {}", both(), key.run, key.axis, key.level)));
-            }
-            continue;
+            return Err(Failure::usage(format!("{} {what}: {}, {known_policy} and {policy}", both(earlier), key.run), TOGETHER));
         }
         if !key.is_uniform() {
-            let Some(label) = method.filter(|label| !label.is_empty()) else {
-                let help = "give results.csv; cells.csv does not say which method a run belongs to";
-                return Err(Failure::usage(format!("{} has no method for {}", path.display(), key.run), help));
-            };
-            let seed = run_seed.ok_or_else(|| {
-                Failure::usage(format!("{} has no `run_seed` for {}", path.display(), key.run), "give results.csv of a robustness sweep")
+            let lacks = |what: &str| format!("{} has no {what} for {}", path.display(), key.run);
+            let label = method.filter(|label| !label.is_empty()).ok_or_else(|| {
+                Failure::usage(lacks("`method`"), "give results.csv; cells.csv does not say which method a run belongs to")
             })?;
-            join(&mut pooled.methods, label, seed, &key.run).map_err(|what| apart(format!("{} {what}", path.display())))?;
+            let seed = run_seed.ok_or_else(|| Failure::usage(lacks("`run_seed`"), TABLE))?;
+            join(&mut pooled.methods, label, seed, &key.run).map_err(|what| {
+                Failure::usage(
+                    format!("{} {what}", path.display()),
+                    "a run has one name in all tables, one method and one seed, and a seed one run",
+                )
+            })?;
         }
-        match key.axis.as_str() {
+        match known.get(key) {
+            Some(&(place, earlier)) => {
+                let kept = &mut pooled.cells[place];
+                if let Some(name) = difference(kept, &cell) {
+                    let what = format!("{} disagree on `{name}` of {} under {} {}", both(earlier), key.run, key.axis, key.level);
+                    return Err(Failure::usage(what, TOGETHER));
+                }
+                // One may have what the other lacks.
+                cell.scores.into_iter().for_each(|(name, score)| drop(kept.scores.entry(name).or_insert(score)));
+                cell.numbers.into_iter().for_each(|(name, number)| drop(kept.numbers.entry(name).or_insert(number)));
+            }
+            None => {
+                known.insert(key.clone(), (pooled.cells.len(), path));
+                pooled.cells.push(cell);
+            }
+        }
+    }
+    (pooled.scales, pooled.radii) = scales(&pooled.cells);
+    if pooled.methods.is_empty() || pooled.scales.is_empty() {
+        return Err(Failure::usage(format!("{} has no trained policies under perturbations", first_path.display()), TABLE));
+    }
+    Ok(pooled)
+}
+
+/// The level of a cell whose numbers can all be drawn.
+fn finite(cell: &Cell, path: &Path) -> Result<f64> {
+    let refuse = |what: String| {
+        let what = format!("{}: {what} of {} under {} is not a finite number", path.display(), cell.key.run, cell.key.axis);
+        Failure::usage(what, "leave the line out")
+    };
+    let infinite = cell.scores.iter().find(|(_, score)| !score.mean.is_finite() || !score.worst_decile.is_finite());
+    match cell.key.level.parse::<f64>() {
+        Ok(level) if level.is_finite() => infinite.map_or(Ok(level), |(name, _)| Err(refuse(format!("`{name}`")))),
+        _ => Err(refuse(format!("the level `{}`", cell.key.level))),
+    }
+}
+
+/// Axes and radii of cells, in the order of their first.
+fn scales(cells: &[Cell]) -> (Vec<Scale>, Vec<f64>) {
+    let mut axes: Vec<(&str, Vec<String>, Vec<f64>, bool)> = Vec::new();
+    let mut radii: Vec<f64> = Vec::new();
+    for cell in cells {
+        let level: f64 = cell.key.level.parse().unwrap_or(0.0);
+        match cell.key.axis.as_str() {
             "none" => {}
-            LIPSCHITZ if !pooled.radii.contains(&level) => pooled.radii.push(level),
-            LIPSCHITZ => {}
+            LIPSCHITZ if radii.contains(&level) => {}
+            LIPSCHITZ => radii.push(level),
             own => {
                 let label = axis_of(own);
-                let at = axes.iter().position(|(known, ..)| known == label).unwrap_or(axes.len());
+                let at = axes.iter().position(|(known, ..)| *known == label).unwrap_or(axes.len());
                 if at == axes.len() {
-                    axes.push((label.to_string(), Vec::new(), Vec::new(), false));
+                    axes.push((label, Vec::new(), Vec::new(), false));
                 }
                 let (_, variants, levels, has_recovery) = &mut axes[at];
                 if !variants.iter().any(|known| known == own) {
@@ -122,30 +165,30 @@ fn pool(rows: Vec<(&Path, Row)>) -> Result<Pooled> {
                 *has_recovery |= cell.numbers.keys().any(|name| name.starts_with("recovery_"));
             }
         }
-        known.insert(cell.key.clone(), pooled.cells.len());
-        pooled.cells.push(cell);
     }
-    pooled.radii.sort_by(f64::total_cmp);
-    pooled.scales = axes.into_iter().map(|(label, variants, levels, is)| Scale::of_cells(&label, variants, levels, is)).collect();
-    if pooled.methods.is_empty() || pooled.scales.is_empty() {
-        return Err(apart(format!("{} has no trained policies under perturbations", first_path.display())));
-    }
-    Ok(pooled)
+    radii.sort_by(f64::total_cmp);
+    (axes.into_iter().map(|(label, variants, levels, is)| Scale::of_cells(label, variants, levels, is)).collect(), radii)
 }
 
 /// Adds a run to its method. A run must have one method and one seed, and a seed of a method one run.
 fn join(methods: &mut Vec<Method>, label: String, seed: u64, run: &str) -> std::result::Result<(), String> {
-    let has = |method: &&Method| method.runs.values().any(|known| known == run);
-    if let Some(other) = methods.iter().find(has).filter(|other| other.label != label) {
-        return Err(format!("counts {run} to `{label}`, another line to `{}`", other.label));
+    let of_run = |method: &Method| method.runs.iter().find(|(_, known)| *known == run).map(|(seed, _)| (method.label.clone(), *seed));
+    if let Some((other, earlier)) = methods.iter().find_map(of_run) {
+        return match (other == label, earlier == seed) {
+            (true, true) => Ok(()),
+            (false, _) => Err(format!("counts {run} to `{label}`, another line to `{other}`")),
+            (true, false) => Err(format!("has seed {seed} for {run}, another line {earlier}")),
+        };
     }
     let at = methods.iter().position(|method| method.label == label).unwrap_or(methods.len());
     if at == methods.len() {
         methods.push(Method { label, runs: BTreeMap::new() });
     }
     let Method { label, runs } = &mut methods[at];
-    let known = runs.entry(seed).or_insert_with(|| run.to_string());
-    if known == run { Ok(()) } else { Err(format!("has {run} and {known} with seed {seed} of `{label}`")) }
+    match runs.insert(seed, run.to_string()) {
+        None => Ok(()),
+        Some(known) => Err(format!("has {run} and {known} with seed {seed} of `{label}`")),
+    }
 }
 
 /// The first number in which two results of a cell differ.
@@ -225,6 +268,22 @@ mod tests {
     }
 
     #[test]
+    fn what_one_table_lacks_the_other_adds() {
+        let low = cells("plain", &[1]);
+        let mut high = low.clone();
+        for cell in &mut high {
+            cell.scores = [("s".to_string(), Score { mean: 1.0, worst_decile: 0.5 })].into();
+        }
+        let mut lean = low.clone();
+        lean.iter_mut().for_each(|cell| cell.numbers.clear());
+        for both in [[&high, &lean], [&lean, &high]] {
+            let pooled = pool(both.iter().flat_map(|cells| rows(cells)).collect()).unwrap();
+            assert!(pooled.cells.iter().all(|cell| cell.scores.contains_key("s")), "{:?}", pooled.cells);
+            assert!(pooled.scales[1].has_recovery && pooled.cells.iter().any(|cell| cell.numbers.contains_key("lipschitz_lower")));
+        }
+    }
+
+    #[test]
     fn what_does_not_belong_together_is_refused() {
         let one = cells("plain", &[1]);
         let refused = |change: &dyn Fn(&mut Cell)| {
@@ -243,6 +302,29 @@ mod tests {
         let mut rounded = cells("plain", &[1]);
         rounded.iter_mut().for_each(higher(1e-9));
         assert_eq!(pool([rows(&one), rows(&rounded)].concat()).unwrap().cells, one);
+        // A run has one method and one seed, also where its cells are known.
+        let mut renamed = rows(&one);
+        renamed.iter_mut().for_each(|(_, row)| row.method = Some("other".to_string()));
+        assert!(pool([rows(&one), renamed].concat()).unwrap_err().render(false, 400).contains("another line to `plain`"));
+        let mut reseeded = rows(&one);
+        reseeded.iter_mut().for_each(|(_, row)| row.run_seed = Some(7));
+        assert!(pool([rows(&one), reseeded].concat()).unwrap_err().render(false, 400).contains("has seed 7 for plain-1, another line 1"));
+        for level in ["inf", "NaN", "much"] {
+            let mut odd = rows(&one);
+            odd.last_mut().unwrap().1.cell.key.level = level.to_string();
+            assert!(pool(odd).unwrap_err().render(false, 400).contains(&format!("the level `{level}`")));
+        }
+        assert!(refused(&higher(f64::INFINITY)).contains("`r` of uniform random policy"));
+        // The files that disagree are named, not the first one.
+        let mut third = rows(&cells("robust", &[1]));
+        third.iter_mut().for_each(|(path, row)| {
+            *path = Path::new("third.csv");
+            row.cell.key.step += u64::from(is_own(&row.cell));
+        });
+        let mut second = rows(&cells("robust", &[1]));
+        second.iter_mut().for_each(|(path, _)| *path = Path::new("second.csv"));
+        let message = pool([rows(&one), second, third].concat()).unwrap_err().render(false, 400);
+        assert!(message.contains("second.csv and third.csv have two policies"), "{message}");
         // A seed of a method has one run.
         let mut moved = cells("plain", &[1]);
         moved.iter_mut().filter(|c| is_own(c)).for_each(|c| c.key.run = "elsewhere/plain-1".to_string());

@@ -93,7 +93,7 @@ impl<'a> Report<'a> {
     }
 
     /// Area under the curve of each seed.
-    fn areas(&self, method: &Method, axis: &Scale) -> BTreeMap<u64, f64> {
+    pub(super) fn areas(&self, method: &Method, axis: &Scale) -> BTreeMap<u64, f64> {
         let area = |run: &String| area_under_curve(&axis.levels, &self.curve(run, axis)?);
         method.runs.iter().filter_map(|(seed, run)| Some((*seed, area(run)?))).collect()
     }
@@ -103,10 +103,11 @@ impl<'a> Report<'a> {
         method.runs.iter().filter_map(|(seed, run)| Some((*seed, value(run)?))).collect()
     }
 
-    /// Mean over seeds at each level.
-    fn mean_curve(&self, method: &Method, axis: &Scale) -> Vec<f64> {
+    /// Mean over seeds at each level; nothing without a seed that has all levels.
+    fn mean_curve(&self, method: &Method, axis: &Scale) -> Option<Vec<f64>> {
         let curves: Vec<Vec<f64>> = method.runs.values().filter_map(|run| self.curve(run, axis)).collect();
-        (0..axis.levels.len()).map(|i| curves.iter().map(|c| c[i]).sum::<f64>() / curves.len().max(1) as f64).collect()
+        let mean = |i: usize| curves.iter().map(|c| c[i]).sum::<f64>() / curves.len() as f64;
+        (!curves.is_empty()).then(|| (0..axis.levels.len()).map(mean).collect())
     }
 
     /// Differences of the seeds that both have.
@@ -132,7 +133,7 @@ impl<'a> Report<'a> {
         let row = |(i, method): (usize, &Method)| {
             let areas = self.areas(method, axis);
             let values: Vec<f64> = areas.values().copied().collect();
-            let mut row = vec![method.label.clone(), method.runs.len().to_string()];
+            let mut row = vec![method.label.clone(), values.len().to_string()];
             for &level in &axis.levels {
                 let at: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
                 row.push(plus_minus(Summary::of(&at)));
@@ -141,8 +142,8 @@ impl<'a> Report<'a> {
             let strata = [values.clone()];
             row.push(with_interval(interquartile_mean(&strata), interval(&[&strata], |m| interquartile_mean(&m[0]))));
             let worst = |run: &String| {
-                let all = axis.levels.iter().filter_map(|&level| Some(self.score(run, axis, level)?.worst_decile));
-                all.fold(None, |low: Option<f64>, v| Some(low.map_or(v, |l| l.min(v))))
+                let all = axis.levels.iter().map(|&level| Some(self.score(run, axis, level)?.worst_decile));
+                all.collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::min)
             };
             row.push(plus_minus(Summary::of(&method.runs.values().filter_map(worst).collect::<Vec<_>>())));
             if i == self.baseline {
@@ -153,7 +154,8 @@ impl<'a> Report<'a> {
                 let other = [base_areas.values().copied().collect::<Vec<f64>>()];
                 let better = interval(&[&strata, &other], |m| probability_of_improvement(&m[0], &m[1]));
                 row.push(with_interval(probability_of_improvement(&strata, &other), better));
-                let crosses = crossing(&axis.levels, &self.mean_curve(method, axis), &self.mean_curve(base, axis));
+                let curves = self.mean_curve(method, axis).zip(self.mean_curve(base, axis));
+                let crosses = curves.and_then(|(own, base)| crossing(&axis.levels, &own, &base));
                 row.push(crosses.map_or_else(|| "-".to_string(), |level| format!("{level:.3}")));
             }
             row
@@ -163,14 +165,17 @@ impl<'a> Report<'a> {
 
     fn total_section(&self) -> Section {
         let base = &self.methods[self.baseline];
-        let strata =
-            |method: &Method| -> Vec<Vec<f64>> { self.axes.iter().map(|a| self.areas(method, a).into_values().collect()).collect() };
+        // A method without a seed on some axis would be compared over other axes: it has no total.
+        let strata = |method: &Method| -> Vec<Vec<f64>> {
+            let all: Vec<Vec<f64>> = self.axes.iter().map(|a| self.areas(method, a).into_values().collect()).collect();
+            if all.iter().any(Vec::is_empty) { Vec::new() } else { all }
+        };
         let (base_strata, base_nominal) = (strata(base), self.nominal(base));
         let header = ["method", "seeds", "nominal", "nominal cost %", "mean AUC", "IQM of AUC", "P(better)"].map(str::to_string);
         let row = |(i, method): (usize, &Method)| {
             let (own, nominal) = (strata(method), self.nominal(method));
             let values: Vec<f64> = nominal.values().copied().collect();
-            let mut row = vec![method.label.clone(), method.runs.len().to_string(), plus_minus(Summary::of(&values))];
+            let mut row = vec![method.label.clone(), values.len().to_string(), plus_minus(Summary::of(&values))];
             if i == self.baseline {
                 row.push(String::new());
             } else {
@@ -397,6 +402,14 @@ mod tests {
         cells.retain(|c| c.key.run != "robust-3" || c.key.level == "0");
         let sections = Report::new(&methods, &axes, 0, &cells, "r", "world").sections();
         assert_eq!(sections[0].rows[1].len(), sections[0].header.len());
+        assert_eq!(sections[0].rows[1][1], "4");
+        // Without perturbation alone nothing is known of the axis: no area, no crossing, no worst tenth, no total.
+        cells.retain(|c| !c.key.run.starts_with("robust") || c.key.level == "0");
+        let sections = Report::new(&methods, &axes, 0, &cells, "r", "world").sections();
+        let row = &sections[0].rows[1];
+        assert!(row[2].starts_with("11.000 ± "));
+        assert_eq!([&row[1], &row[3], &row[5], &row[6], &row[7], &row[8], &row[9], &row[10]], ["0", "-", "-", "-", "-", "-", "-", "-"]);
+        assert_eq!(sections[1].rows[1][4..], ["-", "-", "-"]);
         let none: Vec<Cell> = Vec::new();
         let report = Report::new(&methods, &axes, 0, &none, "r", "world");
         assert!(report.sections()[0].rows[0].contains(&"-".to_string()));

@@ -36,7 +36,7 @@ impl Report<'_> {
                 let (value, interval) = self.relative_drop(method, axis, level);
                 with_interval(value, interval)
             });
-            [method.label.clone(), method.runs.len().to_string()].into_iter().chain(drops).collect()
+            [method.label.clone(), self.areas(method, axis).len().to_string()].into_iter().chain(drops).collect()
         };
         let rows = self.methods.iter().map(row).collect();
         Some(Section { title: format!("{}: relative drop", axis.label), header: header.collect(), rows })
@@ -69,7 +69,7 @@ impl Report<'_> {
                 (Some(time), censored) if censored > 0 => format!("≥ {} ({censored} of {} not back)", plus_minus(Some(time)), time.n),
                 (time, _) => plus_minus(time),
             });
-            [method.label.clone(), method.runs.len().to_string()].into_iter().chain(times).collect()
+            [method.label.clone(), self.areas(method, axis).len().to_string()].into_iter().chain(times).collect()
         };
         let rows = self.methods.iter().map(row).collect();
         Some(Section { title: format!("{}: recovery (steps)", axis.label), header: header.collect(), rows })
@@ -97,6 +97,9 @@ impl Report<'_> {
                     rows.push(row.into_iter().chain(LIPSCHITZ_BOUNDS.map(bound)).collect());
                 }
             }
+        }
+        if radii.is_empty() {
+            return Vec::new();
         }
         let of_runs = Section { title: "Lipschitz constants of the policies".to_string(), header: header("seed"), rows };
         let of_methods = Section { title: "Lipschitz constants: means over runs".to_string(), header: header("seeds"), rows: means };
