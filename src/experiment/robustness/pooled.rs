@@ -112,8 +112,10 @@ fn pool(rows: Vec<(&Path, Row)>) -> Result<Pooled> {
                     return Err(Failure::usage(what, TOGETHER));
                 }
                 // One may have what the other lacks.
-                cell.scores.into_iter().for_each(|(name, score)| drop(kept.scores.entry(name).or_insert(score)));
-                cell.numbers.into_iter().for_each(|(name, number)| drop(kept.numbers.entry(name).or_insert(number)));
+                let Cell { mut scores, mut numbers, .. } = cell;
+                scores.append(&mut kept.scores);
+                numbers.append(&mut kept.numbers);
+                (kept.scores, kept.numbers) = (scores, numbers);
             }
             None => {
                 known.insert(key.clone(), (pooled.cells.len(), path));
