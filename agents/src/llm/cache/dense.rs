@@ -1,20 +1,22 @@
-//! Keys and values in `f32`, as they came.
+//! Keys and values in `f32`, as they came, in blocks of a few positions: rows that are forked share blocks until one of them
+//! writes there, and blocks of rows that ended are used again (Kwon et al. 2023, arXiv 2309.06180).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::{KvStore, LayerBias};
 use crate::llm::model::{DecoderConfig, Span};
-use crate::llm::ops::{Shared, each, softmax};
+use crate::llm::ops::{Shared, each, softmax, zeros_in_large_pages};
 use crate::nn::kernel::lane::{Lane, Vectorised, dispatch, isa};
 
-/// Positions per panel of keys.
+/// Positions per block.
 const PANEL: usize = 16;
-/// Panels whose products with a query are summed side by side.
+/// Blocks whose products with a query are summed side by side.
 const GROUP: usize = 4;
 /// Queries of one head that one thread takes.
 const QUERIES: usize = 16;
+/// Most numbers that are asked of the system at once, if a block is not larger: 64 MiB.
+const SLAB: usize = 1 << 24;
 
 /// Heads of keys and values.
 #[derive(Debug, Clone, Copy)]
@@ -29,71 +31,92 @@ impl Heads {
         self.n * self.dim
     }
 
-    /// Where the values of a head begin at a position.
-    fn value(self, position: usize, head: usize) -> usize {
-        (position / PANEL * self.n + head) * PANEL * self.dim + position % PANEL * self.dim
+    /// Numbers of a block: keys `[kv head, coordinate, position]`, so that a query is multiplied with all of them at once, then
+    /// values `[kv head, position, coordinate]`. What a head has of either stands together, so that few pages of memory are touched.
+    fn block(self) -> usize {
+        2 * PANEL * self.width()
+    }
+
+    fn keys(self, head: usize) -> Range<usize> {
+        head * PANEL * self.dim..(head + 1) * PANEL * self.dim
+    }
+
+    fn values(self, head: usize) -> Range<usize> {
+        (self.n + head) * PANEL * self.dim..(self.n + head + 1) * PANEL * self.dim
     }
 }
 
-/// Keys and values of a run of positions. What a head has in a panel stands together, so that few pages of memory are touched.
-#[derive(Debug, Clone, Default)]
-struct Run {
-    positions: usize,
-    /// `[panel, kv head, coordinate, position in the panel]`: a query is multiplied with the keys of a panel at once.
-    keys: Vec<f32>,
-    /// `[panel, kv head, position in the panel, coordinate]`.
-    values: Vec<f32>,
+/// The blocks of all rows.
+#[derive(Debug)]
+struct Pool {
+    /// Numbers per block.
+    block: usize,
+    slabs: Vec<Vec<f32>>,
+    /// Slab of each block, and where it begins there.
+    places: Vec<(usize, usize)>,
+    /// Rows that hold each block; none of a free one.
+    holders: Vec<usize>,
+    free: Vec<usize>,
+    /// Blocks of the next slab.
+    next: usize,
 }
 
-impl Run {
-    /// Adds positions; `keys` and `values` as in [`KvStore::append`].
-    fn push(&mut self, keys: &[f32], values: &[f32], heads: Heads) {
-        let width = heads.width();
-        for (key, value) in keys.chunks_exact(width).zip(values.chunks_exact(width)) {
-            let position = self.positions;
-            self.positions += 1;
-            self.fit(heads);
-            let panel = &mut self.keys[position / PANEL * PANEL * width..][..PANEL * width];
-            panel[position % PANEL..].iter_mut().step_by(PANEL).zip(key).for_each(|(place, &x)| *place = x);
-            for (head, value) in value.chunks_exact(heads.dim).enumerate() {
-                self.values[heads.value(position, head)..][..heads.dim].copy_from_slice(value);
-            }
+impl Pool {
+    /// Begins with room for `blocks` when it is used first.
+    fn new(block: usize, blocks: usize) -> Self {
+        Self { block, slabs: Vec::new(), places: Vec::new(), holders: Vec::new(), free: Vec::new(), next: blocks.max(1) }
+    }
+
+    #[inline(always)]
+    fn get(&self, id: usize) -> &[f32] {
+        let (slab, start) = self.places[id];
+        &self.slabs[slab][start..start + self.block]
+    }
+
+    fn get_mut(&mut self, id: usize) -> &mut [f32] {
+        let (slab, start) = self.places[id];
+        &mut self.slabs[slab][start..start + self.block]
+    }
+
+    /// A block for one row; what it holds is of no row.
+    fn take(&mut self) -> usize {
+        if self.free.is_empty() {
+            let n = self.next.min((SLAB / self.block).max(1));
+            let first = self.places.len();
+            self.places.extend((0..n).map(|i| (self.slabs.len(), i * self.block)));
+            self.holders.resize(first + n, 0);
+            self.free.extend((first..first + n).rev());
+            self.slabs.push(zeros_in_large_pages(n * self.block));
+            // As many again as there are.
+            self.next = self.places.len();
+        }
+        let Some(id) = self.free.pop() else { unreachable!("there are free blocks now") };
+        self.holders[id] = 1;
+        id
+    }
+
+    fn release(&mut self, id: usize) {
+        self.holders[id] -= 1;
+        if self.holders[id] == 0 {
+            self.free.push(id);
         }
     }
 
-    /// Forgets positions from `length` on; what is left of them in the last panel is never read.
-    fn truncate(&mut self, length: usize, heads: Heads) {
-        self.positions = self.positions.min(length);
-        self.fit(heads);
-    }
-
-    /// Adds all positions of another run.
-    fn extend(&mut self, other: &Self, heads: Heads) {
-        let width = heads.width();
-        let (mut key, mut value) = (vec![0.0; width], vec![0.0; width]);
-        for position in 0..other.positions {
-            let panel = &other.keys[position / PANEL * PANEL * width..][..PANEL * width];
-            key.iter_mut().zip(panel[position % PANEL..].iter().step_by(PANEL)).for_each(|(x, &place)| *x = place);
-            for (head, value) in value.chunks_exact_mut(heads.dim).enumerate() {
-                value.copy_from_slice(&other.values[heads.value(position, head)..][..heads.dim]);
-            }
-            self.push(&key, &value, heads);
-        }
-    }
-
-    /// Whole panels for the positions.
-    fn fit(&mut self, heads: Heads) {
-        let numbers = self.positions.div_ceil(PANEL) * PANEL * heads.width();
-        self.keys.resize(numbers, 0.0);
-        self.values.resize(numbers, 0.0);
+    /// A block with the same numbers for one row, which gives up the other.
+    fn replace(&mut self, id: usize) -> usize {
+        let numbers = self.get(id).to_vec();
+        let copy = self.take();
+        self.get_mut(copy).copy_from_slice(&numbers);
+        self.release(id);
+        copy
     }
 }
 
-/// One layer of one row: what it shares with its siblings, and its own.
+/// One layer of one row.
 #[derive(Debug, Clone, Default)]
 struct Row {
-    shared: Arc<Run>,
-    own: Run,
+    positions: usize,
+    blocks: Vec<usize>,
 }
 
 /// The store that keeps everything in `f32`.
@@ -101,6 +124,7 @@ struct Row {
 pub struct DenseStore {
     n_heads: usize,
     heads: Heads,
+    pool: Pool,
     /// `[layer][row]`.
     layers: Vec<Vec<Row>>,
 }
@@ -108,52 +132,41 @@ pub struct DenseStore {
 impl DenseStore {
     /// Room for `rows` rows, all empty.
     pub fn new(config: &DecoderConfig, rows: usize) -> Self {
-        Self {
-            n_heads: config.n_heads,
-            heads: Heads { n: config.n_kv_heads, dim: config.head_dim },
-            layers: vec![vec![Row::default(); rows]; config.n_layers],
-        }
+        let heads = Heads { n: config.n_kv_heads, dim: config.head_dim };
+        Self::with_heads(config.n_heads, heads, config.n_layers, rows)
+    }
+
+    fn with_heads(n_heads: usize, heads: Heads, layers: usize, rows: usize) -> Self {
+        let pool = Pool::new(heads.block(), layers * rows);
+        Self { n_heads, heads, pool, layers: vec![vec![Row::default(); rows]; layers] }
     }
 }
 
-impl Row {
-    fn len(&self) -> usize {
-        self.shared.positions + self.own.positions
-    }
-
-    /// Makes all that is there shared.
-    fn share(&mut self, heads: Heads) {
-        if self.own.positions > 0 {
-            let mut whole = Run::clone(&self.shared);
-            whole.extend(&self.own, heads);
-            self.shared = Arc::new(whole);
-            self.own = Run::default();
-        }
-    }
-}
-
-/// Positions of a run that a head sees.
+/// Positions that a head sees.
 struct Seen<'a> {
-    run: &'a Run,
+    pool: &'a Pool,
+    blocks: &'a [usize],
     positions: Range<usize>,
     heads: Heads,
     head: usize,
 }
 
 impl Seen<'_> {
-    /// Products of `query` with the keys of `N` panels, times `scale`, into `out`.
+    /// Products of `query` with the keys of `N` blocks from `first` on, times `scale`, into `out`.
     #[inline(always)]
-    fn scores_of_panels<L: Lane, const N: usize>(&self, panel: usize, query: &[f32], scale: f32, out: &mut [f32]) {
-        let stride = PANEL * self.heads.width();
-        let start = panel * stride + self.head * self.heads.dim * PANEL;
-        assert!(start + (N - 1) * stride + query.len() * PANEL <= self.run.keys.len() && out.len() >= N * PANEL, "panels lie in the run");
+    fn scores_of_blocks<L: Lane, const N: usize>(&self, first: usize, query: &[f32], scale: f32, out: &mut [f32]) {
+        let mut blocks: [&[f32]; N] = [&[]; N];
+        for (n, keys) in blocks.iter_mut().enumerate() {
+            *keys = &self.pool.get(self.blocks[first + n])[self.heads.keys(self.head)];
+        }
+        assert!(query.len() * PANEL == self.heads.dim * PANEL && out.len() >= N * PANEL, "a query has a coordinate for each of the keys");
         let mut lane = 0;
         while lane < PANEL {
             let mut sums = [L::splat(0.0); N];
             for (i, &q) in query.iter().enumerate() {
-                for (n, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: the panels end within the keys, as asserted; `lane + WIDTH` is at most a panel.
-                    let keys = unsafe { L::load(self.run.keys.as_ptr().add(start + n * stride + i * PANEL + lane)) };
+                for (keys, sum) in blocks.iter().zip(&mut sums) {
+                    // SAFETY: each head has `PANEL` numbers for each coordinate; `lane + WIDTH` is at most a panel.
+                    let keys = unsafe { L::load(keys.as_ptr().add(i * PANEL + lane)) };
                     *sum = keys.mul_add(L::splat(q), *sum);
                 }
             }
@@ -170,59 +183,60 @@ impl Seen<'_> {
         if self.positions.is_empty() {
             return;
         }
-        let (mut panel, end) = (self.positions.start / PANEL, self.positions.end.div_ceil(PANEL));
+        let (mut block, end) = (self.positions.start / PANEL, self.positions.end.div_ceil(PANEL));
         let mut found = [0.0; GROUP * PANEL];
-        while panel < end {
-            let n = if end - panel >= GROUP { GROUP } else { 1 };
+        while block < end {
+            let n = if end - block >= GROUP { GROUP } else { 1 };
             match n {
-                GROUP => self.scores_of_panels::<L, GROUP>(panel, query, scale, &mut found),
-                _ => self.scores_of_panels::<L, 1>(panel, query, scale, &mut found),
+                GROUP => self.scores_of_blocks::<L, GROUP>(block, query, scale, &mut found),
+                _ => self.scores_of_blocks::<L, 1>(block, query, scale, &mut found),
             }
-            let first = panel * PANEL;
+            let first = block * PANEL;
             scores.extend_from_slice(&found[self.positions.start.max(first) - first..self.positions.end.min(first + n * PANEL) - first]);
-            panel += n;
+            block += n;
         }
     }
 
-    /// Adds `weights` times the values to `N` vectors of sums.
+    /// Values of a position.
     #[inline(always)]
-    fn add_values<L: Lane, const N: usize>(&self, weights: &[f32], first: usize, sums: &mut [L; N]) {
-        for (position, &weight) in self.positions.clone().zip(weights) {
-            let row = &self.run.values[self.heads.value(position, self.head) + first..];
-            for (n, sum) in sums.iter_mut().enumerate() {
-                *sum = L::read(&row[n * L::WIDTH..]).mul_add(L::splat(weight), *sum);
-            }
-        }
+    fn values(&self, position: usize) -> &[f32] {
+        let values = &self.pool.get(self.blocks[position / PANEL])[self.heads.values(self.head)];
+        &values[position % PANEL * self.heads.dim..][..self.heads.dim]
     }
 
-    /// One coordinate of the values.
-    fn coordinate(&self, i: usize) -> impl Iterator<Item = f32> {
-        self.positions.clone().map(move |position| self.run.values[self.heads.value(position, self.head) + i])
+    /// `weights` times the values, in `N` vectors from coordinate `first` on.
+    #[inline(always)]
+    fn weighted<L: Lane, const N: usize>(&self, weights: &[f32], first: usize, out: &mut [f32]) {
+        let mut sums = [L::splat(0.0); N];
+        let (mut position, mut done) = (self.positions.start, 0);
+        while position < self.positions.end {
+            let n_here = (PANEL - position % PANEL).min(self.positions.end - position);
+            let values = &self.pool.get(self.blocks[position / PANEL])[self.heads.values(self.head)];
+            let rows = values[position % PANEL * self.heads.dim..].chunks_exact(self.heads.dim);
+            for (row, &weight) in rows.zip(&weights[done..done + n_here]) {
+                let row = &row[first..];
+                for (n, sum) in sums.iter_mut().enumerate() {
+                    *sum = L::read(&row[n * L::WIDTH..]).mul_add(L::splat(weight), *sum);
+                }
+            }
+            position += n_here;
+            done += n_here;
+        }
+        for (n, sum) in sums.into_iter().enumerate() {
+            sum.write(&mut out[first + n * L::WIDTH..]);
+        }
     }
 }
 
 /// One query of one head: `out = softmax(scale * keys query + bias) values`.
 struct Attend<'a> {
-    seen: [Seen<'a>; 2],
+    seen: Seen<'a>,
     query: &'a [f32],
     scale: f32,
     /// Added to the scores of marked positions; `marks` begin at the first that is seen.
     bias: Option<(&'a [bool], f32)>,
     scores: &'a mut Vec<f32>,
     out: &'a mut [f32],
-}
-
-impl Attend<'_> {
-    #[inline(always)]
-    fn values<L: Lane, const N: usize>(seen: &[Seen<'_>; 2], scores: &[f32], first: usize, out: &mut [f32]) {
-        let (shared, own) = scores.split_at(seen[0].positions.len());
-        let mut sums = [L::splat(0.0); N];
-        seen[0].add_values(shared, first, &mut sums);
-        seen[1].add_values(own, first, &mut sums);
-        for (n, sum) in sums.into_iter().enumerate() {
-            sum.write(&mut out[first + n * L::WIDTH..]);
-        }
-    }
 }
 
 impl Vectorised for Attend<'_> {
@@ -232,32 +246,33 @@ impl Vectorised for Attend<'_> {
     fn run<L: Lane>(self) {
         let Self { seen, query, scale, bias, scores, out } = self;
         scores.clear();
-        for part in &seen {
-            part.scores::<L>(query, scale, scores);
-        }
+        seen.scores::<L>(query, scale, scores);
         if let Some((marks, added)) = bias {
             scores.iter_mut().zip(marks).filter(|(_, is_marked)| **is_marked).for_each(|(score, _)| *score += added);
         }
         softmax(scores);
         let (d, mut first) = (out.len(), 0);
         while first + 4 * L::WIDTH <= d {
-            Self::values::<L, 4>(&seen, scores, first, out);
+            seen.weighted::<L, 4>(scores, first, out);
             first += 4 * L::WIDTH;
         }
         while first + L::WIDTH <= d {
-            Self::values::<L, 1>(&seen, scores, first, out);
+            seen.weighted::<L, 1>(scores, first, out);
             first += L::WIDTH;
         }
         for i in first..d {
-            let values = seen.iter().flat_map(|part| part.coordinate(i));
-            out[i] = values.zip(scores.iter()).fold(0.0, |sum, (v, &p)| v.mul_add(p, sum));
+            let mut sum = 0.0_f32;
+            for (position, &weight) in seen.positions.clone().zip(scores.iter()) {
+                sum = seen.values(position)[i].mul_add(weight, sum);
+            }
+            out[i] = sum;
         }
     }
 }
 
 impl KvStore for DenseStore {
     fn len(&self, row: usize) -> usize {
-        self.layers.first().map_or(0, |rows| rows[row].len())
+        self.layers.first().map_or(0, |rows| rows[row].positions)
     }
 
     fn is_empty(&self) -> bool {
@@ -265,30 +280,46 @@ impl KvStore for DenseStore {
     }
 
     fn append(&mut self, layer: usize, row: usize, keys: &[f32], values: &[f32]) {
-        self.layers[layer][row].own.push(keys, values, self.heads);
+        let (heads, width, pool) = (self.heads, self.heads.width(), &mut self.pool);
+        let row = &mut self.layers[layer][row];
+        for (key, value) in keys.chunks_exact(width).zip(values.chunks_exact(width)) {
+            let place = row.positions % PANEL;
+            row.positions += 1;
+            match row.blocks.last_mut() {
+                Some(last) if place > 0 => {
+                    if pool.holders[*last] > 1 {
+                        *last = pool.replace(*last);
+                    }
+                }
+                _ => row.blocks.push(pool.take()),
+            }
+            let Some(&last) = row.blocks.last() else { unreachable!("a row with positions has blocks") };
+            let (block_keys, block_values) = pool.get_mut(last).split_at_mut(PANEL * width);
+            block_keys[place..].iter_mut().step_by(PANEL).zip(key).for_each(|(place, &x)| *place = x);
+            for (block_values, value) in block_values.chunks_exact_mut(PANEL * heads.dim).zip(value.chunks_exact(heads.dim)) {
+                block_values[place * heads.dim..][..heads.dim].copy_from_slice(value);
+            }
+        }
     }
 
     fn attend(&self, layer: usize, row: usize, queries: &[f32], bias: Option<LayerBias<'_>>, span: Span, out: &mut [f32]) {
         let (heads, d, n_heads) = (self.heads, self.heads.dim, self.n_heads);
         let row = &self.layers[layer][row];
         let n = queries.len() / (n_heads * d);
-        let (total, shared) = (row.len(), row.shared.positions);
+        let total = row.positions;
         assert_eq!(out.len(), queries.len(), "there is one result per query");
-        let (blocks, out) = (n.div_ceil(QUERIES), Shared::new(out));
-        each(blocks * n_heads, |i| {
-            let (block, query_head) = (i / n_heads, i % n_heads);
+        let (pieces, out) = (n.div_ceil(QUERIES), Shared::new(out));
+        each(pieces * n_heads, |i| {
+            let (piece, query_head) = (i / n_heads, i % n_heads);
             let head = query_head / (n_heads / heads.n);
             let mut scores = Vec::with_capacity(total.next_multiple_of(PANEL));
-            for t in block * QUERIES..((block + 1) * QUERIES).min(n) {
+            for t in piece * QUERIES..((piece + 1) * QUERIES).min(n) {
                 let position = total - n + t;
                 let low = span.first_key(position);
                 let place = (t * n_heads + query_head) * d..(t * n_heads + query_head + 1) * d;
                 // SAFETY: each query head of each token writes its own part.
                 let out = unsafe { out.slice(place.clone()) };
-                let seen = [
-                    Seen { run: &row.shared, positions: low.min(shared)..shared.min(position + 1), heads, head },
-                    Seen { run: &row.own, positions: low.max(shared) - shared..(position + 1).max(shared) - shared, heads, head },
-                ];
+                let seen = Seen { pool: &self.pool, blocks: &row.blocks, positions: low..position + 1, heads, head };
                 let bias = bias.map(|bias| (bias.marks.get(low..).unwrap_or(&[]), bias.per_head[query_head]));
                 let scale = 1.0 / (d as f32).sqrt();
                 dispatch(isa(), Attend { seen, query: &queries[place], scale, bias, scores: &mut scores, out });
@@ -297,37 +328,31 @@ impl KvStore for DenseStore {
     }
 
     fn select_rows(&mut self, rows: &[usize]) {
-        let heads = self.heads;
-        let mut seen = HashSet::new();
-        let forked: HashSet<usize> = rows.iter().copied().filter(|row| !seen.insert(*row)).collect();
+        let mut kept: HashMap<usize, usize> = HashMap::new();
+        rows.iter().for_each(|row| *kept.entry(*row).or_default() += 1);
         for layer in &mut self.layers {
-            forked.iter().for_each(|&row| layer[row].share(heads));
-            // Rows that are not forked are moved, not copied.
-            *layer =
-                rows.iter().map(|&row| if forked.contains(&row) { layer[row].clone() } else { std::mem::take(&mut layer[row]) }).collect();
+            for (row, Row { blocks, .. }) in layer.iter().enumerate() {
+                match kept.get(&row) {
+                    Some(times) => blocks.iter().for_each(|&block| self.pool.holders[block] += times - 1),
+                    None => blocks.iter().for_each(|&block| self.pool.release(block)),
+                }
+            }
+            *layer = rows.iter().map(|&row| layer[row].clone()).collect();
         }
     }
 
     fn truncate(&mut self, row: usize, length: usize) {
-        let heads = self.heads;
         for layer in &mut self.layers {
             let row = &mut layer[row];
-            let shared = row.shared.positions;
-            if length < shared {
-                row.own = Run::clone(&row.shared);
-                row.own.truncate(length, heads);
-                row.shared = Arc::default();
-            } else {
-                row.own.truncate(length - shared, heads);
+            row.positions = row.positions.min(length);
+            for block in row.blocks.drain(row.positions.div_ceil(PANEL)..) {
+                self.pool.release(block);
             }
         }
     }
 
     fn bytes(&self) -> usize {
-        let mut counted = HashSet::new();
-        let size = |run: &Run| 4 * (run.keys.len() + run.values.len());
-        let of_row = |row: &Row| size(&row.own) + if counted.insert(Arc::as_ptr(&row.shared)) { size(&row.shared) } else { 0 };
-        self.layers.iter().flatten().map(of_row).sum()
+        size_of::<f32>() * self.pool.block * self.pool.holders.iter().filter(|holders| **holders > 0).count()
     }
 }
 
@@ -341,7 +366,7 @@ mod tests {
 
     /// One layer with four query heads on two heads of keys, of three coordinates each.
     fn store(rows: usize) -> DenseStore {
-        DenseStore { n_heads: 4, heads: Heads { n: 2, dim: 3 }, layers: vec![vec![Row::default(); rows]] }
+        DenseStore::with_heads(4, Heads { n: 2, dim: 3 }, 1, rows)
     }
 
     fn noise(n: usize, seed: u64) -> Vec<f32> {
@@ -370,9 +395,11 @@ mod tests {
         write(&mut forked, 0, 0, 5);
         write(&mut forked, 1, 0, 2);
         forked.select_rows(&[0, 1, 0]);
-        // Five shared positions and two of a row of its own: a panel each of keys and of values.
-        assert_eq!(forked.bytes(), 4 * 2 * 2 * PANEL * WIDTH);
+        // Five shared positions and two of a row of its own: a block each.
+        let block = 4 * 2 * PANEL * WIDTH;
+        assert_eq!(forked.bytes(), 2 * block);
         write(&mut forked, 2, 5, 7);
+        assert_eq!(forked.bytes(), 3 * block, "who writes gets a block of its own");
         assert_eq!([0, 1, 2].map(|row| forked.len(row)), [5, 2, 7]);
         for span in [Span::Full, Span::Sliding(3), Span::Block(4)] {
             assert_eq!(attend(&forked, 2, span), attend(&fresh(7), 0, span), "{span:?}");
@@ -384,5 +411,49 @@ mod tests {
         }
         // The sibling keeps what it has.
         assert_eq!(attend(&forked, 0, Span::Full), attend(&fresh(5), 0, Span::Full));
+        forked.select_rows(&[1]);
+        assert_eq!((forked.bytes(), attend(&forked, 0, Span::Full)), (block, attend(&fresh(2), 0, Span::Full)));
+    }
+
+    #[test]
+    fn many_blocks_are_as_one_and_are_used_again() {
+        let n = 5 * PANEL + 3;
+        let (keys, values) = (noise(n * WIDTH, 3), noise(n * WIDTH, 4));
+        let mut store = store(3);
+        // Row by row all at once, token by token, and forked in the middle of a block.
+        store.append(0, 0, &keys, &values);
+        for t in 0..n {
+            store.append(0, 1, &keys[t * WIDTH..(t + 1) * WIDTH], &values[t * WIDTH..(t + 1) * WIDTH]);
+        }
+        let half = (2 * PANEL + 5) * WIDTH;
+        store.append(0, 2, &keys[..half], &values[..half]);
+        store.select_rows(&[0, 1, 2, 2]);
+        store.append(0, 3, &keys[half..], &values[half..]);
+        let mut plain = vec![0.0; 12];
+        let queries = noise(12, 9);
+        for (head, out) in plain.chunks_exact_mut(3).enumerate() {
+            let part = |x: &[f32], t: usize| -> Vec<f64> { (0..3).map(|i| f64::from(x[t * WIDTH + head / 2 * 3 + i])).collect() };
+            let dot =
+                |t: usize| part(&keys, t).iter().zip(&queries[head * 3..]).map(|(k, q)| k * f64::from(*q)).sum::<f64>() / 3.0_f64.sqrt();
+            let weights: Vec<f64> = (0..n).map(|t| dot(t).exp()).collect();
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = ((0..n).map(|t| weights[t] * part(&values, t)[i]).sum::<f64>() / weights.iter().sum::<f64>()) as f32;
+            }
+        }
+        for row in [0, 1, 3] {
+            let found = attend(&store, row, Span::Full);
+            assert!(found.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-5), "row {row}: {found:?} instead of {plain:?}");
+        }
+        // Two rows of six blocks; the forks share two of three and of six.
+        assert_eq!(store.bytes(), 4 * 2 * PANEL * WIDTH * (6 + 6 + 3 + 4));
+        let blocks = store.pool.places.len();
+        store.select_rows(&[3]);
+        for row in 0..3 {
+            store.select_rows(&[0, 0]);
+            store.append(0, 1, &keys, &values);
+            store.select_rows(&[0]);
+            assert_eq!(store.bytes(), 4 * 2 * PANEL * WIDTH * 6, "{row}");
+        }
+        assert_eq!(store.pool.places.len(), blocks, "no more memory is asked for");
     }
 }

@@ -1,7 +1,7 @@
 //! A matrix in panels, and its product with rows of activations.
 
 use crate::llm::model::DenseLinear;
-use crate::llm::ops::{Shared, in_pieces_of};
+use crate::llm::ops::{Shared, in_pieces_of, zeros_in_large_pages};
 use crate::nn::kernel::lane::{Isa, Lane, Vectorised, dispatch, isa, prefetch};
 
 /// Outputs per panel.
@@ -9,9 +9,11 @@ const PANEL: usize = 16;
 /// Inputs by which weights are asked for ahead of their use: the processor's own prefetching stops at the end of each page.
 const AHEAD: usize = 32;
 
-/// A packed linear map.
+/// A packed linear map, which first holds its panels and then knows where they stand among those of others.
 pub(super) struct PackedLinear {
     panels: Vec<f32>,
+    /// First number among the weights of all maps.
+    first: usize,
     bias: Option<Vec<f32>>,
     input: usize,
     output: usize,
@@ -21,7 +23,7 @@ impl PackedLinear {
     /// Packs maps of the same input one below the other: their outputs stand side by side.
     pub fn new(maps: &[&DenseLinear], input: usize) -> Self {
         let output: usize = maps.iter().map(|map| map.weight.len() / input).sum();
-        let mut packed = Self { panels: vec![0.0; output.div_ceil(PANEL) * PANEL * input], bias: None, input, output };
+        let mut packed = Self { panels: vec![0.0; output.div_ceil(PANEL) * PANEL * input], first: 0, bias: None, input, output };
         let rows = maps.iter().flat_map(|map| map.weight.chunks_exact(input));
         for (o, row) in rows.enumerate() {
             packed.set_row(o, row);
@@ -44,17 +46,31 @@ impl PackedLinear {
         self.output
     }
 
-    /// `y[row] = W x[row] + b` for all rows; `x`: `[row, input]`, `y`: `[row, output]`.
-    pub fn apply(&self, x: &[f32], y: &mut [f32]) {
+    /// Moves the panels of all maps into one memory, which [`PackedLinear::apply`] wants to see from then on.
+    pub fn together(maps: &mut [&mut Self]) -> Vec<f32> {
+        let mut weights = zeros_in_large_pages(maps.iter().map(|map| map.panels.len()).sum());
+        let mut first = 0;
+        for map in maps {
+            let panels = std::mem::take(&mut map.panels);
+            weights[first..first + panels.len()].copy_from_slice(&panels);
+            map.first = first;
+            first += panels.len();
+        }
+        weights
+    }
+
+    /// `y[row] = W x[row] + b` for all rows; `x`: `[row, input]`, `y`: `[row, output]`; `weights` of all maps.
+    pub fn apply(&self, weights: &[f32], x: &[f32], y: &mut [f32]) {
         let rows = x.len() / self.input;
         assert_eq!(y.len(), rows * self.output, "outputs must have room");
         let shared = Shared::new(y);
         let panels = self.output.div_ceil(PANEL);
+        let weights = &weights[self.first..self.first + panels * PANEL * self.input];
         let turned = if isa() == Isa::Avx512 { turned(x, self.input) } else { Vec::new() };
         // Panels are handed out in groups of four, the widest tile.
         let group = |groups: std::ops::Range<usize>| {
             let range = groups.start * 4..(groups.end * 4).min(panels);
-            dispatch(isa(), Product { map: self, x, turned: &turned, rows, panels: range, y: &shared });
+            dispatch(isa(), Product { map: self, weights, x, turned: &turned, rows, panels: range, y: &shared });
         };
         in_pieces_of(16, panels.div_ceil(4), group);
     }
@@ -77,6 +93,8 @@ fn turned(x: &[f32], input: usize) -> Vec<f32> {
 
 struct Product<'a> {
     map: &'a PackedLinear,
+    /// Panels of the map.
+    weights: &'a [f32],
     x: &'a [f32],
     turned: &'a [f32],
     rows: usize,
@@ -154,9 +172,9 @@ impl Product<'_> {
         let input = self.map.input;
         let stride = PANEL * input;
         let source = if TURNED { self.turned } else { self.x };
-        assert!((panel + P) * stride <= self.map.panels.len() && (row + R) * input <= source.len(), "a tile lies in its matrices");
+        assert!((panel + P) * stride <= self.weights.len() && (row + R) * input <= source.len(), "a tile lies in its matrices");
         let mut sums = [[[L::splat(0.0); V]; P]; R];
-        let weights = &self.map.panels[panel * stride..];
+        let weights = &self.weights[panel * stride..];
         let x = &source[row * input..(row + R) * input];
         for i in 0..input {
             for p in 0..P {
@@ -219,7 +237,8 @@ mod tests {
         // Outputs that fill panels and groups of them, and that do not; inputs fewer than are asked for ahead.
         for (input, output, has_bias) in [(40, 64, false), (33, 150, true), (7, 16, true), (5, 3, false)] {
             let map = DenseLinear { weight: noise(output * input), bias: has_bias.then(|| noise(output)) };
-            let packed = PackedLinear::new(&[&map], input);
+            let (mut other, mut packed) = (PackedLinear::new(&[&map], input), PackedLinear::new(&[&map], input));
+            let weights = PackedLinear::together(&mut [&mut other, &mut packed]);
             for rows in [1, 3, 4, 7, 8, 15, 16, 17, 32, 45] {
                 let x = noise(rows * input);
                 let sum = |row: usize, o: usize| {
@@ -231,7 +250,7 @@ mod tests {
                         continue;
                     }
                     let mut y = vec![f32::NAN; rows * output];
-                    packed.apply(&x, &mut y);
+                    packed.apply(&weights, &x, &mut y);
                     for (i, y) in y.iter().enumerate() {
                         let exact = sum(i / output, i % output);
                         assert!((f64::from(*y) - exact).abs() < 1e-4, "{isa:?} {rows} rows, place {i}: {y} instead of {exact}");

@@ -29,6 +29,8 @@ pub(crate) struct Transformer {
     layers: Vec<Layer>,
     final_norm: DenseNorm,
     head: PackedLinear,
+    /// Weights of all maps.
+    weights: Vec<f32>,
     rope: Option<RopeTable>,
     buffers: Buffers,
 }
@@ -75,12 +77,15 @@ impl Transformer {
             q_norm: layer.q_norm,
             k_norm: layer.k_norm,
         });
-        let layers = layers.collect();
-        let head = match dense.head {
+        let mut layers: Vec<Layer> = layers.collect();
+        let mut head = match dense.head {
             Some(head) => PackedLinear::new(&[&DenseLinear { weight: head, bias: None }], hidden),
             None => PackedLinear::new(&[&DenseLinear { weight: dense.embedding.clone(), bias: None }], hidden),
         };
+        let maps = layers.iter_mut().flat_map(|layer| [&mut layer.qkv, &mut layer.out, &mut layer.inner, &mut layer.down]);
+        let weights = PackedLinear::together(&mut maps.chain([&mut head]).collect::<Vec<_>>());
         Self {
+            weights,
             config: config.clone(),
             embedding: dense.embedding,
             positions: dense.positions,
@@ -115,10 +120,10 @@ impl Transformer {
         b.active.resize(total * config.intermediate_size, 0.0);
         for (l, layer) in self.layers.iter().enumerate() {
             self.norm(&layer.attention_norm, &b.x, &mut b.normal);
-            layer.qkv.apply(&b.normal, &mut b.rows);
+            layer.qkv.apply(&self.weights, &b.normal, &mut b.rows);
             self.turn(layer, b);
             self.attend(l, new, store, biases, b);
-            layer.out.apply(&b.attended, &mut b.added);
+            layer.out.apply(&self.weights, &b.attended, &mut b.added);
             if config.parallel_residual {
                 self.norm(&layer.mlp_norm, &b.x, &mut b.normal);
                 b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
@@ -127,9 +132,9 @@ impl Transformer {
                 self.norm(&layer.mlp_norm, &b.x, &mut b.normal);
             }
             b.inner.resize(total * layer.inner.output(), 0.0);
-            layer.inner.apply(&b.normal, &mut b.inner);
+            layer.inner.apply(&self.weights, &b.normal, &mut b.inner);
             activate_rows(&b.inner, config.activation, config.is_gated, config.intermediate_size, &mut b.active);
-            layer.down.apply(&b.active, &mut b.added);
+            layer.down.apply(&self.weights, &b.active, &mut b.added);
             b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
         }
         // The last token of each row.
@@ -141,7 +146,7 @@ impl Transformer {
         let last = new.len() * hidden;
         self.norm(&self.final_norm, &b.added[..last], &mut b.normal[..last]);
         logits.resize(new.len() * config.vocab_size, 0.0);
-        self.head.apply(&b.normal[..last], logits);
+        self.head.apply(&self.weights, &b.normal[..last], logits);
         self.buffers = buffers;
     }
 
