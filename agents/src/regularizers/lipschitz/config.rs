@@ -56,7 +56,8 @@ pub struct LipschitzConfig {
     /// Length of an ascent step in the units of the radius, above 0; the radius for one step, else 2 radius / steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_size: Option<f64>,
-    /// Standard deviation of the perturbation from which the ascent starts, in the units of `scale`, above 0.
+    /// Standard deviation of the perturbation from which the ascent starts, in the units of `scale`, above 0. With `gradient =
+    /// "stackelberg"` it should not be small beside the radius, or the policy learns to make the first step miss.
     pub initial_std: f64,
     /// Distance of outputs: `kl` or `l2`; if absent `kl` for distributions over actions, `l2` for values and deterministic
     /// actions.
