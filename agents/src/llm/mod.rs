@@ -13,6 +13,7 @@ pub mod model;
 pub mod ops;
 pub mod optimizer;
 pub mod padded_batch;
+mod pages;
 pub mod policy;
 pub mod policy_gradient;
 mod sampling;

@@ -309,6 +309,26 @@ fn parse_rows(path: &Path, text: &[u8], help: &str) -> Result<Vec<Row>> {
 }
 
 #[cfg(test)]
+impl Cell {
+    /// A cell with the score `r` for tests; its worst tenth is lower by 2.
+    pub(super) fn example(run: &str, axis: &str, level: f64, r: f64) -> Self {
+        let key = Key {
+            run: run.to_string(),
+            step: 5,
+            policy: format!("{:08x}", crc32c::crc32c(run.as_bytes())),
+            axis: axis.to_string(),
+            level: level.to_string(),
+            mode: "greedy".to_string(),
+            seed: 3,
+            episodes: 20,
+            opponents: String::new(),
+        };
+        let scores = [("r".to_string(), Score { mean: r, worst_decile: r - 2.0 })].into();
+        Self { key, scores, numbers: BTreeMap::new() }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

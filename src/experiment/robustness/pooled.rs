@@ -207,32 +207,17 @@ mod tests {
     use super::super::cell::{self, table};
     use super::*;
 
-    fn cell(run: &str, axis: &str, level: f64, value: f64) -> Cell {
-        let key = Key {
-            run: run.to_string(),
-            step: 5,
-            policy: format!("{:08x}", crc32c::crc32c(run.as_bytes())),
-            axis: axis.to_string(),
-            level: level.to_string(),
-            mode: "greedy".to_string(),
-            seed: 3,
-            episodes: 20,
-            opponents: String::new(),
-        };
-        Cell { key, scores: [("r".to_string(), Score { mean: value, worst_decile: value - 1.0 })].into(), numbers: BTreeMap::new() }
-    }
-
     /// Runs `LABEL-SEED` without perturbation and under three others.
     fn cells(label: &str, seeds: &[u64]) -> Vec<Cell> {
-        let mut cells = vec![Cell { key: Key::uniform(7, 3, 20, String::new()), ..cell("", "none", 0.0, -9.0) }];
+        let mut cells = vec![Cell { key: Key::uniform(7, 3, 20, String::new()), ..Cell::example("", "none", 0.0, -9.0) }];
         for seed in seeds {
             let run = format!("{label}-{seed}");
-            let mut burst = cell(&run, "observation_noise(schedule={ burst = { start = 5 } })", 0.5, 2.0);
+            let mut burst = Cell::example(&run, "observation_noise(schedule={ burst = { start = 5 } })", 0.5, 2.0);
             burst.numbers.insert("recovery_agent_mean".to_string(), 3.0);
-            let mut bound = cell(&run, LIPSCHITZ, 0.1, 0.0);
+            let mut bound = Cell::example(&run, LIPSCHITZ, 0.1, 0.0);
             (bound.scores, bound.numbers) = (BTreeMap::new(), [("lipschitz_lower".to_string(), 1.5)].into());
-            let searched = ["worst_agent:a", "worst_agent:b"].map(|axis| cell(&run, axis, 1.0, *seed as f64));
-            cells.extend([cell(&run, "none", 0.0, 5.0), cell(&run, "observation_bias", 0.2, 4.0), burst, bound]);
+            let searched = ["worst_agent:a", "worst_agent:b"].map(|axis| Cell::example(&run, axis, 1.0, *seed as f64));
+            cells.extend([Cell::example(&run, "none", 0.0, 5.0), Cell::example(&run, "observation_bias", 0.2, 4.0), burst, bound]);
             cells.extend(searched);
         }
         cells

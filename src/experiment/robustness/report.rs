@@ -203,7 +203,7 @@ impl<'a> Report<'a> {
                 let values: Vec<f64> = method.runs.values().filter_map(|run| Some(self.score(run, axis, level)?.mean)).collect();
                 Summary::of(&values).map(|s| Point { x: level, y: s.mean, half_width: s.half_width })
             });
-            let n = method.runs.len();
+            let n = self.areas(method, axis).len();
             let label = if n > 1 { format!("{} ({n} seeds)", method.label) } else { method.label.clone() };
             Series { label, points: points.collect() }
         };
@@ -275,22 +275,6 @@ mod tests {
     use super::super::cell::Key;
     use super::*;
 
-    fn cell(run: &str, axis: &str, level: f64, value: f64) -> Cell {
-        let key = Key {
-            run: run.to_string(),
-            step: 1,
-            policy: String::new(),
-            axis: axis.to_string(),
-            level: level.to_string(),
-            mode: "greedy".to_string(),
-            seed: 0,
-            episodes: 10,
-            opponents: String::new(),
-        };
-        let scores = [("r".to_string(), Score { mean: value, worst_decile: value - 2.0 })].into();
-        Cell { key, scores, numbers: BTreeMap::new() }
-    }
-
     /// The baseline falls from 10 by 20 per level, the other starts at 9 and falls by 10; seeds differ by a constant.
     fn example() -> (Vec<Method>, Vec<Scale>, Vec<Cell>) {
         let (mut methods, mut cells) = (Vec::new(), Vec::new());
@@ -300,7 +284,7 @@ mod tests {
                 let run = format!("{label}-{seed}");
                 for level in [0.0, 0.1, 0.3] {
                     let axis = if level == 0.0 { "none" } else { "observation_noise" };
-                    cells.push(cell(&run, axis, level, start + seed as f64 + slope * level));
+                    cells.push(Cell::example(&run, axis, level, start + seed as f64 + slope * level));
                 }
                 runs.insert(seed, run);
             }

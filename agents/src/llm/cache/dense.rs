@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use super::{KvStore, LayerBias};
 use crate::llm::model::{DecoderConfig, Span};
-use crate::llm::ops::{Shared, each, softmax, zeros_in_large_pages};
+use crate::llm::ops::{Shared, each, softmax};
+use crate::llm::pages::zeros_in_large_pages;
 use crate::nn::kernel::lane::{Lane, Vectorised, dispatch, isa};
 
 /// Positions per block.
@@ -159,7 +160,7 @@ impl Seen<'_> {
         for (n, keys) in blocks.iter_mut().enumerate() {
             *keys = &self.pool.get(self.blocks[first + n])[self.heads.keys(self.head)];
         }
-        assert!(query.len() * PANEL == self.heads.dim * PANEL && out.len() >= N * PANEL, "a query has a coordinate for each of the keys");
+        assert!(query.len() == self.heads.dim && out.len() >= N * PANEL, "a query has a coordinate for each of the keys");
         let mut lane = 0;
         while lane < PANEL {
             let mut sums = [L::splat(0.0); N];

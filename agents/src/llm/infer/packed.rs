@@ -1,7 +1,8 @@
 //! A matrix in panels, and its product with rows of activations.
 
 use crate::llm::model::DenseLinear;
-use crate::llm::ops::{Shared, in_pieces_of, zeros_in_large_pages};
+use crate::llm::ops::{Shared, in_pieces_of};
+use crate::llm::pages::zeros_in_large_pages;
 use crate::nn::kernel::lane::{Isa, Lane, Vectorised, dispatch, isa, prefetch};
 
 /// Outputs per panel.
@@ -59,18 +60,20 @@ impl PackedLinear {
         weights
     }
 
-    /// `y[row] = W x[row] + b` for all rows; `x`: `[row, input]`, `y`: `[row, output]`; `weights` of all maps.
-    pub fn apply(&self, weights: &[f32], x: &[f32], y: &mut [f32]) {
+    /// `y[row] = W x[row] + b` for all rows; `x`: `[row, input]`, `y`: `[row, output]`; `weights` of all maps; `room` is kept from call
+    /// to call.
+    pub fn apply(&self, weights: &[f32], x: &[f32], y: &mut [f32], room: &mut Vec<f32>) {
         let rows = x.len() / self.input;
         assert_eq!(y.len(), rows * self.output, "outputs must have room");
         let shared = Shared::new(y);
         let panels = self.output.div_ceil(PANEL);
         let weights = &weights[self.first..self.first + panels * PANEL * self.input];
-        let turned = if isa() == Isa::Avx512 { turned(x, self.input) } else { Vec::new() };
+        turn(x, self.input, if isa() == Isa::Avx512 { rows / BATCH } else { 0 }, room);
+        let turned = room.as_slice();
         // Panels are handed out in groups of four, the widest tile.
         let group = |groups: std::ops::Range<usize>| {
             let range = groups.start * 4..(groups.end * 4).min(panels);
-            dispatch(isa(), Product { map: self, weights, x, turned: &turned, rows, panels: range, y: &shared });
+            dispatch(isa(), Product { map: self, weights, x, turned, rows, panels: range, y: &shared });
         };
         in_pieces_of(16, panels.div_ceil(4), group);
     }
@@ -79,16 +82,15 @@ impl PackedLinear {
 /// Rows that pass over the weights together, with 32 registers: the weights are too many for the nearer caches.
 const BATCH: usize = 16;
 
-/// `x` `[row, input]` in batches, `[batch, input, row of the batch]`, so that a tile reads one stream and not one per row; what is
-/// left over stays out.
-fn turned(x: &[f32], input: usize) -> Vec<f32> {
-    let mut turned = vec![0.0; x.len() / (BATCH * input) * BATCH * input];
+/// The first rows of `x` `[row, input]` in batches, `[batch, input, row of the batch]`, so that a tile reads one stream and not one per
+/// row.
+fn turn(x: &[f32], input: usize, batches: usize, turned: &mut Vec<f32>) {
+    turned.resize(batches * BATCH * input, 0.0);
     for (to, from) in turned.chunks_exact_mut(BATCH * input).zip(x.chunks_exact(BATCH * input)) {
         for (r, row) in from.chunks_exact(input).enumerate() {
             to[r..].iter_mut().step_by(BATCH).zip(row).for_each(|(to, &x)| *to = x);
         }
     }
-    turned
 }
 
 struct Product<'a> {
@@ -232,7 +234,7 @@ mod tests {
 
     #[test]
     fn products_are_those_of_plain_loops_for_every_number_of_rows() {
-        let mut rng = Rng::from_seed(1);
+        let (mut rng, mut room) = (Rng::from_seed(1), Vec::new());
         let mut noise = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal_f32()).collect() };
         // Outputs that fill panels and groups of them, and that do not; inputs fewer than are asked for ahead.
         for (input, output, has_bias) in [(40, 64, false), (33, 150, true), (7, 16, true), (5, 3, false)] {
@@ -250,7 +252,7 @@ mod tests {
                         continue;
                     }
                     let mut y = vec![f32::NAN; rows * output];
-                    packed.apply(&weights, &x, &mut y);
+                    packed.apply(&weights, &x, &mut y, &mut room);
                     for (i, y) in y.iter().enumerate() {
                         let exact = sum(i / output, i % output);
                         assert!((f64::from(*y) - exact).abs() < 1e-4, "{isa:?} {rows} rows, place {i}: {y} instead of {exact}");

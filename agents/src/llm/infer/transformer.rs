@@ -51,6 +51,8 @@ struct Buffers {
     added: Vec<f32>,
     inner: Vec<f32>,
     active: Vec<f32>,
+    /// Of products of several rows.
+    room: Vec<f32>,
     /// Queries, keys and values of several tokens, one kind after the other.
     split: Vec<f32>,
 }
@@ -120,10 +122,10 @@ impl Transformer {
         b.active.resize(total * config.intermediate_size, 0.0);
         for (l, layer) in self.layers.iter().enumerate() {
             self.norm(&layer.attention_norm, &b.x, &mut b.normal);
-            layer.qkv.apply(&self.weights, &b.normal, &mut b.rows);
+            layer.qkv.apply(&self.weights, &b.normal, &mut b.rows, &mut b.room);
             self.turn(layer, b);
             self.attend(l, new, store, biases, b);
-            layer.out.apply(&self.weights, &b.attended, &mut b.added);
+            layer.out.apply(&self.weights, &b.attended, &mut b.added, &mut b.room);
             if config.parallel_residual {
                 self.norm(&layer.mlp_norm, &b.x, &mut b.normal);
                 b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
@@ -132,9 +134,9 @@ impl Transformer {
                 self.norm(&layer.mlp_norm, &b.x, &mut b.normal);
             }
             b.inner.resize(total * layer.inner.output(), 0.0);
-            layer.inner.apply(&self.weights, &b.normal, &mut b.inner);
+            layer.inner.apply(&self.weights, &b.normal, &mut b.inner, &mut b.room);
             activate_rows(&b.inner, config.activation, config.is_gated, config.intermediate_size, &mut b.active);
-            layer.down.apply(&self.weights, &b.active, &mut b.added);
+            layer.down.apply(&self.weights, &b.active, &mut b.added, &mut b.room);
             b.x.iter_mut().zip(&b.added).for_each(|(x, a)| *x += a);
         }
         // The last token of each row.
@@ -146,7 +148,7 @@ impl Transformer {
         let last = new.len() * hidden;
         self.norm(&self.final_norm, &b.added[..last], &mut b.normal[..last]);
         logits.resize(new.len() * config.vocab_size, 0.0);
-        self.head.apply(&self.weights, &b.normal[..last], logits);
+        self.head.apply(&self.weights, &b.normal[..last], logits, &mut b.room);
         self.buffers = buffers;
     }
 

@@ -11,12 +11,10 @@ pub(crate) mod head;
 mod kernel;
 pub(crate) mod linear;
 pub(crate) mod norm;
-mod pages;
 mod pieces;
 mod product;
 pub(crate) mod surrogate;
 pub(crate) mod tape;
 
 pub(super) use kernel::{AdamWStep, dot, largest, moments, normalise, softmax, sum_of_squares};
-pub(super) use pages::zeros_in_large_pages;
 pub(super) use pieces::{Shared, each, in_pieces_of};
